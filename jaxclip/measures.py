@@ -1,0 +1,273 @@
+r"""Measures: which blocks a gradient has, how large they are, and the way back.
+
+A measure has the form of `jax.vjp`, *(value, way back)*:
+
+    norms, rescale = measure(updates)
+    updates = rescale(factors)
+
+where `norms` and `factors` are trees of one structure, an array of blocks at each leaf. A measure
+of your own is any function of this form. Those here measure what is floating or complex; integers,
+`float0`, keys and `None` pass through and are not counted.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from . import norms
+
+Norms = PyTree[Float[Array, "..."]]
+Factors = PyTree[Float[Array, "..."]]
+Measure = Callable[[optax.Updates], tuple[Norms, Callable[[Factors], optax.Updates]]]
+Path = jax.tree_util.KeyPath
+Axes = int | tuple[int, ...] | Callable[[Path, Array], int | tuple[int, ...]]
+
+
+def whole(norm: norms.Norm = norms.l2) -> Measure:
+    r"""The whole tree is one block.
+
+    $$n = \|(g_1, \dots, g_L)\|$$
+
+    Args:
+      norm: how a block is measured.
+
+    Returns:
+      A measure whose norms are one scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> norm, rescale = whole()({"w": jnp.array([3.0]), "b": jnp.array([4.0])})
+      >>> print(norm, rescale(jnp.array(0.1)))
+      5.0 {'b': Array([0.4], dtype=float32), 'w': Array([0.3], dtype=float32)}
+    """
+
+    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
+        leaves = jax.tree.leaves(measured(updates))
+        [value] = norm([leaves], [()])
+        return value, lambda factor: jax.tree.map(lambda x: scale(x, factor), updates)
+
+    return measure
+
+
+def per_group(labels: PyTree[Hashable] | Callable, norm: norms.Norm = norms.l2) -> Measure:
+    r"""The leaves with one label are one block.
+
+    $$n_k = \|(g_l : \mathrm{label}(l) = k)\|$$
+
+    Args:
+      labels: as in `optax.partition`, a tree of labels that is a prefix of the updates, or a
+        function from the updates to one.
+      norm: how a block is measured.
+
+    Returns:
+      A measure whose norms are a dict from label to scalar.
+
+    Raises:
+      ValueError: at `init`, if the labels are no prefix of the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gradient = {"head": jnp.array([2.0]), "body": [jnp.array([3.0]), jnp.array([4.0])]}
+      >>> values, rescale = per_group({"head": "last layer", "body": "others"})(gradient)
+      >>> print(values["others"])
+      5.0
+    """
+
+    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
+        tree = labels(updates) if callable(labels) else labels
+        label_of = _spread(tree, updates)
+        groups: dict[Any, list[Array]] = {label: [] for label in jax.tree.leaves(tree)}
+        for label, x in zip(label_of, jax.tree.leaves(updates), strict=True):
+            if is_measured(x):
+                groups[label].append(jnp.asarray(x))
+        values = norm(list(groups.values()), [()] * len(groups))
+
+        def rescale(factors: Factors) -> optax.Updates:
+            leaves, treedef = jax.tree.flatten(updates)
+            return treedef.unflatten(
+                [scale(x, factors[k]) for k, x in zip(label_of, leaves, strict=True)]
+            )
+
+        return dict(zip(groups, values, strict=True)), rescale
+
+    return measure
+
+
+def per_slice(axes: Axes, norm: norms.Norm = norms.l2) -> Measure:
+    r"""Every leaf has one block for every index along the axes that are kept.
+
+    $$n_i = \|g_{i, :}\|$$
+
+    Most scopes are a case of this one: no axis kept is a block a leaf, all kept a block an entry.
+
+    Args:
+      axes: the axes that are kept, such as `-1` for the outputs of a Flax kernel `[in, out]`, or
+        `(0, -1)` for those of a scanned kernel `[layer, in, out]`; or a function of `(path, leaf)`
+        that returns them. A scalar is one block whatever the axes. A kept axis must not be spread
+        over devices that the norm is summed `across`.
+      norm: how a block is measured.
+
+    Returns:
+      A measure whose norms have the structure of the updates, with the kept axes of each leaf.
+
+    Raises:
+      ValueError: at `init`, if a leaf does not have an axis; it names the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kernel = jnp.array([[3.0, 1.0], [4.0, 0.0]])
+      >>> values, rescale = per_slice(-1)({"kernel": kernel})
+      >>> print(values["kernel"])
+      [5. 1.]
+    """
+    return _per_slice(lambda path, x: axes(path, x) if callable(axes) else axes, norm)
+
+
+def per_leaf(norm: norms.Norm = norms.l2) -> Measure:
+    r"""Every leaf is a block.
+
+    $$n_l = \|g_l\|$$
+
+    Args:
+      norm: how a block is measured.
+
+    Returns:
+      A measure whose norms have the structure of the updates, a scalar for each leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> values, rescale = per_leaf()({"w": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])})
+      >>> print(values)
+      {'b': Array(1., dtype=float32), 'w': Array(5., dtype=float32)}
+    """
+    return _per_slice(lambda path, x: (), norm)
+
+
+def per_entry() -> Measure:
+    r"""Every entry is a block.
+
+    $$n_i = |g_i|$$
+
+    Returns:
+      A measure whose norms have the structure and shapes of the updates.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> values, rescale = per_entry()(jnp.array([3.0, -4.0]))
+      >>> print(values)
+      [3. 4.]
+    """
+    return _per_slice(lambda path, x: tuple(range(x.ndim)), norms.linf)
+
+
+def per_unit(axes: Axes | None = None, norm: norms.Norm = norms.l2) -> Measure:
+    r"""Every unit of a layer is a block: what feeds one output.
+
+    $$n_j = \|g_{:, j}\|$$
+
+    Args:
+      axes: the axes that are kept, as in `per_slice`. None is the last axis, where Flax and Haiku
+        have the outputs of dense and convolutional kernels of every rank; vectors and scalars are
+        one unit then. An `[out, in]` kernel wants `0`, one that `scan` stacked wants `(0, -1)`.
+      norm: how a block is measured.
+
+    Returns:
+      A measure whose norms have the structure of the updates, with the kept axes of each leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> values, rescale = per_unit()({"kernel": jnp.ones((9, 2)), "bias": jnp.ones(4)})
+      >>> print(values)
+      {'bias': Array(2., dtype=float32), 'kernel': Array([3., 3.], dtype=float32)}
+    """
+    if axes is None:
+        return _per_slice(lambda path, x: -1 if x.ndim > 1 else (), norm)
+    return per_slice(axes, norm)
+
+
+def scale(x: Any, factor: Float[Array, "..."]) -> Any:
+    """Multiplies by a factor in float32 at least; exactly nothing at 1, exactly zero at 0.
+
+    What cannot be measured is returned as it is.
+    """
+    if not is_measured(x):
+        return x
+    x = jnp.asarray(x)
+    product = x.astype(norms.working_dtype(x.dtype)) * factor.astype(norms.working_dtype(x.dtype))
+    # By selection and not by arithmetic: 0 * nan is nan, and 1 * x flushes the smallest numbers.
+    moved = jnp.where(factor == 0, jnp.zeros((), x.dtype), product.astype(x.dtype))
+    return jnp.where(factor == 1, x, moved)
+
+
+def leaves_with_path(tree: PyTree) -> tuple[list[tuple[Path, Any]], Any]:
+    """Flattens a tree, with paths that are the same at `init` and at every update.
+
+    Flax NNX gives `init` variables, whose path ends in `.value`, and `update` the arrays in them.
+    """
+    entries, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    value = jax.tree_util.GetAttrKey("value")
+    return [(path[:-1] if path[-1:] == (value,) else path, x) for path, x in entries], treedef
+
+
+def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm) -> Measure:
+    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
+        arrays = measured(updates)
+        entries, treedef = leaves_with_path(arrays)
+        kept = [_kept(axes(path, x), path, x) for path, x in entries]
+        values = norm([[x] for _, x in entries], kept)
+
+        def rescale(factors: Factors) -> optax.Updates:
+            by_leaf = iter(zip(treedef.flatten_up_to(factors), kept, strict=True))
+
+            def rescaled(x: Any) -> Any:
+                if not is_measured(x):
+                    return x
+                factor, keep = next(by_leaf)
+                return scale(x, norms.expand(factor, keep, jnp.ndim(x)))
+
+            return jax.tree.map(rescaled, updates)
+
+        return treedef.unflatten(values), rescale
+
+    return measure
+
+
+def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:
+    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    if x.ndim == 0:
+        return ()
+    missing = [axis for axis in axes if not -x.ndim <= axis < x.ndim]
+    if missing:
+        raise ValueError(
+            f"The leaf {jax.tree_util.keystr(path) or 'itself'} has shape {x.shape}, and so no "
+            f"axis {missing[0]} to keep. Give `axes` as a function of (path, leaf), which can tell "
+            "the leaves apart."
+        )
+    return tuple(sorted({axis % x.ndim for axis in axes}))
+
+
+def measured(updates: optax.Updates) -> optax.Updates:
+    """Returns the updates, with None for what has no norm."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if is_measured(x) else None, updates)
+
+
+def is_measured(x: Any) -> bool:
+    """Whether a leaf has a norm: it is floating or complex."""
+    dtype = getattr(x, "dtype", None)
+    return isinstance(x, float | complex) if dtype is None else jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _spread(prefix: PyTree, tree: PyTree) -> list:
+    """The leaf of the prefix that stands above each leaf of the tree."""
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
+    except ValueError as error:
+        raise ValueError(
+            f"The labels have the structure {jax.tree.structure(prefix)}, which is no prefix of "
+            f"that of the updates, {jax.tree.structure(tree)}. Give a label for every leaf or for "
+            "every subtree, or a function that makes such a tree."
+        ) from error

@@ -1,0 +1,1 @@
+"""The named methods, a file a family."""

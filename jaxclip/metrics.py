@@ -1,0 +1,113 @@
+"""What a clip did, kept in the optimizer's state, where it costs no second pass."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from . import norms
+
+
+class ClipMetrics(NamedTuple):
+    """What a clip did at the last step, and so far.
+
+    Where a clip has many blocks, the first three are root mean squares over the blocks.
+
+    Attributes:
+      norm: the gradient's norm before the clip.
+      clipped_norm: its norm after the clip.
+      limit: what the norm was compared with; `inf` before the first step.
+      clipped: the share of the blocks that were shrunk, from 0 to 1.
+      clip_rate: the share of the steps so far in which any block was shrunk.
+      nonfinite: the number of steps so far in which a block held nan or infinity.
+    """
+
+    norm: Float[Array, ""]
+    clipped_norm: Float[Array, ""]
+    limit: Float[Array, ""]
+    clipped: Float[Array, ""]
+    clip_rate: Float[Array, ""]
+    nonfinite: Int[Array, ""]
+
+
+def initial(dtype: jnp.dtype) -> ClipMetrics:
+    """Returns the metrics before the first step."""
+    zero = jnp.zeros((), dtype)
+    return ClipMetrics(
+        zero, zero, jnp.full((), jnp.inf, dtype), zero, zero, jnp.zeros((), jnp.int32)
+    )
+
+
+def observed(
+    before: ClipMetrics,
+    norm: Float[Array, ""],
+    clipped_norm: Float[Array, ""],
+    limit: Float[Array, ""],
+    clipped: Float[Array, ""],
+    steps: Int[Array, ""],
+) -> ClipMetrics:
+    """Returns the metrics after one more step, which makes it `steps` in all."""
+    dtype = before.norm.dtype
+    shrank = (clipped > 0).astype(dtype)
+    return ClipMetrics(
+        norm.astype(dtype),
+        clipped_norm.astype(dtype),
+        limit.astype(dtype),
+        clipped.astype(dtype),
+        before.clip_rate + (shrank - before.clip_rate) / steps.astype(dtype),
+        before.nonfinite + (~jnp.isfinite(norm)).astype(jnp.int32),
+    )
+
+
+def pooled(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
+    """The root mean squares over all blocks; nan or infinite where the value of any block is."""
+    if all(len(blocks) == 1 and blocks[0].ndim == 0 for blocks in values):
+        return [blocks[0] for blocks in values]
+    return norms.rms(values, [()] * len(values))
+
+
+def share(blocks: Sequence[Bool[Array, "..."]]) -> Float[Array, ""]:
+    """The share of the blocks of which something is true."""
+    true = sum((jnp.sum(block) for block in blocks), start=jnp.zeros((), jnp.int32))
+    return true.astype(jnp.float32) / max(1, sum(block.size for block in blocks))
+
+
+def metrics(opt_state: Any) -> dict[str, ClipMetrics]:
+    """Returns what every clip in an optimizer's state did, by the name of the clip.
+
+    Args:
+      opt_state: any tree that holds the state of a clip: of a chain, `optax.partition`, `masked`,
+        `MultiSteps`, `inject_hyperparams`, a Linen `TrainState` or an `nnx.Optimizer`, stacked by
+        `vmap` or `scan` or not.
+
+    Returns:
+      The metrics of each clip, in the order of the state. Of clips that have the same name, the
+      second is called `name_2`, and so on; give them names of their own by `name=`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxclip, optax
+      >>> tx = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(0.1))
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, opt_state = tx.update(params, tx.init(params))
+      >>> print(jaxclip.metrics(opt_state)["clip"].norm)
+      5.0
+    """
+    found: dict[str, ClipMetrics] = {}
+    entries, _ = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_metrics)
+    for path, value in entries:
+        if _is_metrics(value):
+            name = path[-1].key
+            same = sum(known == name or known.startswith(f"{name}_") for known in found)
+            found[f"{name}_{same + 1}" if same else name] = ClipMetrics(*map(_array, value))
+    return found
+
+
+def _is_metrics(value: Any) -> bool:
+    return isinstance(value, ClipMetrics)
+
+
+def _array(value: Any) -> Any:
+    # Flax NNX wraps every array of an optimizer's state in a variable of its own.
+    return value.get_value() if hasattr(value, "get_value") else value

@@ -1,0 +1,201 @@
+r"""Shrinks: what to do about a block, given its norm and its limit.
+
+A shrink is a function `(norm, limit) -> factor`, elementwise, and the block is multiplied by the
+factor. Norms arrive finite and limits finite or infinite, neither negative. All edge cases of the
+library are decided here, and are the same for every shrink: a zero block and an infinite limit have
+factor 1, which leaves a block as it is bit for bit; else a zero limit has factor 0, which makes it
+zero. Arguments beyond the two are set with `functools.partial`.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Shrink = Callable[[Array, Array], Array]
+Values = Float[Array, "*blocks"]
+Limit = Float[Array, "*#blocks"]
+
+
+def hard(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
+    r"""Leaves a block within the limit alone, and scales one beyond it to the limit.
+
+    $$s = \min\Big(1, \frac{\tau}{n + \epsilon}\Big)$$
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+      eps: $\epsilon$. With `1e-6` it is what `torch.nn.utils.clip_grad_norm_` computes.
+
+    Returns:
+      The factor $s$.
+
+    Example:
+      >>> print(hard(jnp.array([0.5, 2.0]), jnp.array(1.0)))
+      [1.  0.5]
+    """
+    within = (norm + eps <= limit) | (norm == 0)
+    return jnp.where(within, 1, limit / jnp.where(within, 1, norm + eps))
+
+
+def smooth(norm: Values, limit: Limit) -> Values:
+    r"""Approaches the limit without ever reaching it: the rational soft clip.
+
+    $$s = \frac{\tau}{n + \tau}$$
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+
+    Returns:
+      The factor $s$; at $n = \tau$ it is one half.
+
+    Example:
+      >>> print(smooth(jnp.array([1.0, 3.0]), jnp.array(1.0)))
+      [0.5  0.25]
+
+    Source:
+      Zhang, Jin, Fang, Wang 2020, arXiv 2010.02519 (the form of the authors' code).
+    """
+    return _where_it_acts(lambda n, t: t / (n + t), norm, limit)
+
+
+def inverse_sqrt(norm: Values, limit: Limit) -> Values:
+    r"""Approaches the limit as the hypotenuse does its longer side.
+
+    $$s = \frac{1}{\sqrt{1 + (n/\tau)^2}}$$
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+
+    Returns:
+      The factor $s$; at $n = \tau$ it is $1/\sqrt 2$.
+
+    Example:
+      >>> print(inverse_sqrt(jnp.array([0.75]), jnp.array(1.0)))
+      [0.8]
+
+    Source:
+      Jiang, Semenov, Stich 2026, arXiv 2603.14315, which applies it to singular values.
+    """
+    return _where_it_acts(lambda n, t: t / jnp.hypot(n, t), norm, limit)
+
+
+def tanh(norm: Values, limit: Limit) -> Values:
+    r"""Saturates at the limit as the hyperbolic tangent does.
+
+    $$s = \frac{\tau \tanh(n/\tau)}{n}$$
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+
+    Returns:
+      The factor $s$; at $n = \tau$ it is 0.76.
+
+    Example:
+      >>> print(tanh(jnp.array([100.0]), jnp.array(1.0)))
+      [0.01]
+    """
+    return _where_it_acts(lambda n, t: t * jnp.tanh(n / jnp.where(t > 0, t, 1)) / n, norm, limit)
+
+
+def normalize(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
+    r"""Gives every block the norm of the limit, small ones too.
+
+    $$s = \frac{\tau}{n + \epsilon}$$
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+      eps: $\epsilon$. With `1e-2` and per example it is AUTO-S (automatic clipping).
+
+    Returns:
+      The factor $s$.
+
+    Example:
+      >>> print(normalize(jnp.array([0.5, 2.0]), jnp.array(1.0)))
+      [2.  0.5]
+
+    Source:
+      Bu, Wang, Zha, Karypis 2022, arXiv 2206.07136.
+    """
+    return _where_it_acts(lambda n, t: t / (n + eps), norm, limit)
+
+
+def psac(norm: Values, limit: Limit, *, r: float = 0.1) -> Values:
+    r"""Normalizes large blocks, and weights small ones less than `normalize` does.
+
+    $$s = \frac{\tau}{n + r / (n + r)}$$
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+      r: $r$, the norm below which a block is small.
+
+    Returns:
+      The factor $s$.
+
+    Example:
+      >>> print(psac(jnp.array([0.9]), jnp.array(1.0)))
+      [1.]
+
+    Source:
+      DP-PSAC, Xia et al. 2022, arXiv 2212.00328.
+    """
+    return _where_it_acts(lambda n, t: t / (n + r / (n + r)), norm, limit)
+
+
+def band(norm: Values, limit: Limit, *, low: float = 0.5) -> Values:
+    r"""Brings a block into a band: scales what is beyond the limit down, what is too small up.
+
+    $$s = \frac{\min(\max(n,\ \rho\,\tau),\ \tau)}{n}$$
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+      low: $\rho$, the lower end of the band, as a share of the limit.
+
+    Returns:
+      The factor $s$.
+
+    Example:
+      >>> print(band(jnp.array([0.25, 0.75, 2.0]), jnp.array(1.0)))
+      [2.  1.  0.5]
+
+    Source:
+      AGGC, Li, Wu, Chang 2026, arXiv 2601.11864.
+    """
+
+    def factor(n: Array, t: Array) -> Array:
+        return jnp.where((n >= low * t) & (n <= t), 1, jnp.clip(n, low * t, t) / n)
+
+    return _where_it_acts(factor, norm, limit)
+
+
+def drop(norm: Values, limit: Limit) -> Values:
+    r"""Leaves a block within the limit alone, and makes one beyond it zero.
+
+    $$s = \mathbf 1[n \le \tau]$$
+
+    The optimizer still takes its step, with momentum and weight decay; `skip_on_spike` does not.
+
+    Args:
+      norm: $n$.
+      limit: $\tau$.
+
+    Returns:
+      The factor $s$.
+
+    Example:
+      >>> print(drop(jnp.array([0.5, 2.0]), jnp.array(1.0)))
+      [1. 0.]
+    """
+    return (norm <= limit).astype(norm.dtype)
+
+
+def _where_it_acts(factor: Callable, norm: Array, limit: Array) -> Array:
+    # The operands are replaced as well as the result, so that no derivative meets 0/0 or inf/inf.
+    acts = (norm > 0) & (limit < jnp.inf)
+    return jnp.where(acts, factor(jnp.where(acts, norm, 1), jnp.where(acts, limit, 1)), 1)

@@ -1,0 +1,213 @@
+r"""Thresholds: how large a block may be.
+
+A threshold is two pure functions written for one block. It never sees a tree, and never a norm that
+is nan or infinite: `clip` maps it over the blocks, counts the steps, and leaves the state of a
+block whose norm is not finite as it was.
+
+Wherever a limit is asked for, a number, an array, a schedule or a threshold will do; `as_threshold`
+turns each into the last.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Norm = Float[Array, ""]
+Limit = Float[Array, ""]
+Schedule = Callable[[Int[Array, ""]], Any]
+
+
+class Now(NamedTuple):
+    """All that a threshold may know besides the norm.
+
+    Attributes:
+      step: 0 at the first update.
+      param_norm: the norm of the same block in the parameters, if the threshold reads it.
+      extra_args: what the caller gave `update` beyond the gradient, such as `value=loss`.
+    """
+
+    step: Int[Array, ""]
+    param_norm: Norm | None
+    extra_args: Mapping[str, Any]
+
+
+class Threshold(NamedTuple):
+    """How large one block may be, as two pure functions.
+
+    Attributes:
+      init: `(norm) -> state`, where `norm` is a zero that tells the dtype of what is to come.
+      update: `(norm, state, now) -> (limit, state)`. The state keeps its shapes and dtypes.
+      reads_params: whether `now.param_norm` is wanted, which costs a pass over the parameters.
+    """
+
+    init: Callable[[Norm], Any]
+    update: Callable[[Norm, Any, Now], tuple[Any, Any]]
+    reads_params: bool = False
+
+
+Limitable = float | Array | Schedule | Threshold
+
+
+def constant(limit: float | Limit) -> Threshold:
+    r"""The same limit at every step.
+
+    $$\tau_t = c$$
+
+    Args:
+      limit: $c \ge 0$, `inf` for none. A traced array counts as 0 where it is negative.
+
+    Raises:
+      TypeError: the limit is no number.
+      ValueError: the limit is a negative number or nan, or an array that is no scalar.
+
+    Example:
+      >>> import jaxclip
+      >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.constant(1.0))
+    """
+    limit = checked("limit", limit)
+    return _stateless(lambda norm, now: limit)
+
+
+def scheduled(schedule: Schedule) -> Threshold:
+    r"""A limit that depends on the step, as a learning rate does.
+
+    $$\tau_t = f(t), \qquad t = 0, 1, \dots$$
+
+    Args:
+      schedule: $f$, any Optax schedule. A negative value counts as 0.
+
+    Example:
+      >>> import jaxclip, optax
+      >>> limit = jaxclip.thresholds.scheduled(optax.cosine_decay_schedule(1.0, 1000))
+      >>> tx = jaxclip.clip(jaxclip.measures.whole(), limit)
+    """
+    return _stateless(lambda norm, now: schedule(now.step))
+
+
+def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
+    r"""A limit in proportion to the block's own parameters.
+
+    $$\tau = \lambda \max(\|w\|, \epsilon)$$
+
+    Args:
+      ratio: $\lambda \ge 0$.
+      eps: $\epsilon \ge 0$, so that parameters that are zero still learn.
+
+    Raises:
+      ValueError: at the first update, if it was given no `params`.
+
+    Example:
+      >>> import jaxclip
+      >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.relative(0.01))
+
+    Source:
+      Brock, De, Smith, Simonyan 2021, arXiv 2102.06171.
+    """
+    ratio, eps = checked("ratio", ratio), checked("eps", eps)
+
+    def limit(norm: Norm, now: Now) -> Limit:
+        assert now.param_norm is not None  # `reads_params`
+        return ratio * jnp.maximum(now.param_norm, eps)
+
+    return _stateless(limit)._replace(reads_params=True)
+
+
+def lowest(*limits: Limitable) -> Threshold:
+    r"""The lowest of several limits.
+
+    $$\tau = \min_i \tau_i$$
+
+    Args:
+      *limits: $\tau_i$, numbers, arrays, schedules or thresholds. All of them see every norm.
+
+    Raises:
+      ValueError: there are none.
+
+    Example:
+      >>> import jaxclip
+      >>> from jaxclip.thresholds import lowest, relative
+      >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), lowest(1.0, relative(0.01)))
+    """
+    if not limits:
+        raise ValueError(
+            "`lowest` got no limits, and there is no lowest of none. Give one or more."
+        )
+    parts = [as_threshold(limit) for limit in limits]
+
+    def init(norm: Norm) -> tuple:
+        return tuple(part.init(norm) for part in parts)
+
+    def update(norm: Norm, state: tuple, now: Now) -> tuple[Limit, tuple]:
+        limits, states = zip(
+            *[part.update(norm, s, now) for part, s in zip(parts, state, strict=True)],
+            strict=True,
+        )
+        return jnp.min(jnp.stack([jnp.asarray(limit, norm.dtype) for limit in limits])), states
+
+    return Threshold(init, update, any(part.reads_params for part in parts))
+
+
+def as_threshold(limit: Limitable, *, name: str = "limit") -> Threshold:
+    """Turns whatever says how large a block may be into a threshold.
+
+    Args:
+      limit: a number, an array, a schedule, or a threshold, which is returned as it is.
+      name: how an error message calls it.
+
+    Returns:
+      The threshold.
+
+    Raises:
+      TypeError: it is none of these.
+      ValueError: it is a negative number or nan, or an array that is no scalar.
+
+    Example:
+      >>> threshold = as_threshold(1.0)
+    """
+    if isinstance(limit, Threshold):
+        return limit
+    if callable(limit):
+        return scheduled(limit)
+    limit = checked(name, limit)
+    return _stateless(lambda norm, now: limit)
+
+
+def checked(name: str, value: Any, *, at_least: float = 0, at_most: float = math.inf) -> Any:
+    """Returns a number or an array as it is, and refuses what cannot be one.
+
+    Only Python (and NumPy) numbers are looked at: an array may be traced, and is taken at its word.
+    """
+    wanted = "a number, a scalar array, a schedule or a threshold"
+    if isinstance(value, bool | np.bool_ | str | bytes | complex | None):
+        raise TypeError(
+            f"`{name}` is {value!r}, of type {type(value).__name__}, which is no size to compare a "
+            f"norm with. Give {wanted}; `math.inf` means unlimited."
+        )
+    if isinstance(value, int | float | np.integer | np.floating):
+        if not at_least <= value <= at_most:
+            between = f"at least {at_least}" if at_most == math.inf else f"{at_least} to {at_most}"
+            remedy = " `math.inf` means unlimited." if at_most == math.inf else ""
+            raise ValueError(
+                f"`{name}` is {value}, but it is compared with what cannot be negative or nan: "
+                f"give a number of {between}.{remedy}"
+            )
+        return float(value)
+    if isinstance(value, jax.Array | np.ndarray):
+        if value.ndim:
+            raise ValueError(
+                f"`{name}` is an array of shape {value.shape}, but a block has one limit. Give a "
+                "scalar, or a tree of scalars with the structure of the norms."
+            )
+        if not jnp.issubdtype(value.dtype, jnp.number):
+            raise TypeError(f"`{name}` is an array of {value.dtype}. Give {wanted}.")
+        return value
+    raise TypeError(f"`{name}` is {value!r}, of type {type(value).__name__}. Give {wanted}.")
+
+
+def _stateless(limit: Callable[[Norm, Now], Any]) -> Threshold:
+    return Threshold(lambda norm: (), lambda norm, state, now: (limit(norm, now), state))

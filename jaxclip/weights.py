@@ -1,0 +1,154 @@
+"""Projections of the parameters: clips of what the parameters will be, last in a chain."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from . import measures
+from .core import NonfiniteOptions, clip
+from .methods.named import method
+from .methods.value import clip_by_value
+from .thresholds import Limitable
+
+FanIn = Callable[[measures.Path, Array], int | None]
+
+
+@method()
+def clip_weights(
+    limit: PyTree[Limitable | None], **options: Unpack[NonfiniteOptions]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps every parameter within plus and minus the limit, after the update.
+
+    $$u' = \min(\max(w + u, -\tau), \tau) - w$$
+
+    Args:
+      limit: $\tau$.
+      **options: `nonfinite` and `name`, as in `clip`.
+
+    Returns:
+      The transformation, to be chained after the optimizer; its `update` needs `params`. Its
+      metrics are those of the parameters.
+
+    Raises:
+      ValueError: at the first update, if it was given no `params`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = optax.chain(optax.sgd(1.0), clip_weights(0.5))
+      >>> params, gradient = jnp.array([0.25, 0.25]), jnp.array([-2.0, 0.125])
+      >>> updates, state = tx.update(gradient, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates))
+      [0.5   0.125]
+
+    Source:
+      Arjovsky, Chintala, Bottou 2017 (WGAN), arXiv 1701.07875.
+    """
+    return _projection(clip_by_value(limit, **options))
+
+
+@method("fan_in")
+def clip_weights_by_fan_in(
+    scale: Limitable, *, fan_in: FanIn | None = None, **options: Unpack[NonfiniteOptions]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps every weight within the bound of its initialization, after the update.
+
+    $$|w + u'| \le \frac{\kappa}{\sqrt{\mathrm{fan\_in}}}$$
+
+    Args:
+      scale: $\kappa$; a number, an array, a schedule or a threshold.
+      fan_in: a function of `(path, leaf)` that returns how many inputs feed a unit, or None for a
+        leaf to be left alone. By default a kernel's is the product of all its axes but the last, a
+        vector's that of the kernel beside it in the same dict whose last axis is as long, and all
+        else is left alone.
+      **options: `nonfinite` and `name`, as in `clip`.
+
+    Returns:
+      The transformation, to be chained after the optimizer; its `update` needs `params`. Its
+      metrics are of $\sqrt{\mathrm{fan\_in}}\,|w + u|$.
+
+    Raises:
+      ValueError: at the first update, if it was given no `params`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = optax.chain(optax.sgd(1.0), clip_weights_by_fan_in(1.0))
+      >>> params = {"kernel": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}
+      >>> updates, state = tx.update({"kernel": -jnp.ones((4, 2)), "bias": jnp.ones(2)},
+      ...                            tx.init(params), params)
+      >>> print(updates["bias"])
+      [-0.5 -0.5]
+
+    Source:
+      Elsayed et al. 2024, arXiv 2407.01704, where $\kappa$ is `zeta`.
+    """
+    return _projection(clip(_by_fan_in(fan_in), scale, **options))
+
+
+def _projection(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a clip of parameters a transformation of updates."""
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise ValueError(
+                "`params` is missing, but it is the parameters that are clipped. Call "
+                "`update(updates, state, params)`."
+            )
+        moved = optax.apply_updates(params, updates)
+        clipped, state = inner.update(moved, state, params, **extra_args)
+        # What is within the limit keeps its update to the bit, which `(w + u) - w` would not.
+        return jax.tree.map(
+            lambda u, w, m, c: None if u is None else jnp.where(c == m, u, (c - w).astype(u.dtype)),
+            updates,
+            params,
+            moved,
+            clipped,
+            is_leaf=lambda x: x is None,
+        ), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
+    r"""Blocks are entries, and their norms $\sqrt{\mathrm{fan\_in}}\,|w|$."""
+
+    def measure(params: optax.Params) -> tuple[measures.Norms, Callable]:
+        inputs_of = fan_in or _of_kernels(params)
+
+        def weight(path: measures.Path, x: Array) -> float | None:
+            inputs = inputs_of(path, x) if measures.is_measured(x) else None
+            return None if inputs is None else math.sqrt(inputs)
+
+        entries, treedef = measures.leaves_with_path(params)
+        weights = treedef.unflatten([weight(path, x) for path, x in entries])
+        bounded = jax.tree.map(lambda x, w: None if w is None else x, params, weights)
+        norms, rescale = measures.per_entry()(bounded)
+
+        def rescale_all(factors: measures.Factors) -> optax.Params:
+            return jax.tree.map(lambda x, y: x if y is None else y, params, rescale(factors))
+
+        return jax.tree.map(lambda n, w: n * w, norms, weights), rescale_all
+
+    return measure
+
+
+def _of_kernels(params: optax.Params) -> FanIn:
+    """The fan-in of kernels, and of the vectors beside them."""
+    entries, _ = measures.leaves_with_path(params)
+    kernels: dict[tuple, int] = {}
+    for path, x in entries:
+        if jnp.ndim(x) > 1:
+            kernels[(path[:-1], x.shape[-1])] = math.prod(x.shape[:-1])
+
+    def fan_in(path: measures.Path, x: Array) -> int | None:
+        return kernels.get((path[:-1], x.shape[-1])) if jnp.ndim(x) else None
+
+    return fan_in
