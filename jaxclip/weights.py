@@ -102,19 +102,30 @@ def _projection(
                 "`params` is missing, but it is the parameters that are clipped. Call "
                 "`update(updates, state, params)`."
             )
-        moved = optax.apply_updates(params, updates)
+        moved = jax.tree.map(_moved, updates, params, is_leaf=_is_none)
         clipped, state = inner.update(moved, state, params, **extra_args)
-        # What is within the limit keeps its update to the bit, which `(w + u) - w` would not.
-        return jax.tree.map(
-            lambda u, w, m, c: None if u is None else jnp.where(c == m, u, (c - w).astype(u.dtype)),
-            updates,
-            params,
-            moved,
-            clipped,
-            is_leaf=lambda x: x is None,
-        ), state
+        return jax.tree.map(_way, updates, params, moved, clipped, is_leaf=_is_none), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _moved(update: Any, param: Any) -> Any:
+    """The parameter after the update; what cannot be updated stays."""
+    if not measures.is_measured(update):
+        return param
+    return param + update.astype(param.dtype)
+
+
+def _way(update: Any, param: Any, moved: Any, clipped: Any) -> Any:
+    """The update that leads to the clipped parameter."""
+    if not measures.is_measured(update):
+        return update
+    # What is within the limit keeps its update to the bit, which `(w + u) - w` would not.
+    return jnp.where(clipped == moved, update, (clipped - param).astype(update.dtype))
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:

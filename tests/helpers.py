@@ -1,13 +1,19 @@
 """The table of methods that the contract suite runs over, and the oracles that judge them."""
 
+import collections
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 import jaxclip
 
@@ -17,6 +23,16 @@ INF = float("inf")
 def rank(params: Any) -> Any:
     """Labels for the groups: what is a matrix, and what is not."""
     return jax.tree.map(lambda x: "matrix" if jnp.ndim(x) > 1 else "vector", params)
+
+
+def ranks(limit: float | None) -> dict[str, float | None]:
+    """A limit for each of these groups."""
+    return {"matrix": limit, "vector": limit}
+
+
+def four(path: Any, leaf: Any) -> int:
+    """The fan-in of every leaf."""
+    return 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +48,10 @@ class Case:
       limit: the limit of the blocks, where the arguments alone decide it.
       reads: whether `update` needs `params`.
       options: whether the method has the options of `clip`.
+      injectable: whether it is for `optax.inject_hyperparams`, which wrappers are not.
+      static: the arguments here that it would take for schedules, being functions.
+      slope_at_zero: whether the derivative at a zero gradient is 1.
+      scalar_collectives: whether nothing but numbers has to cross devices.
     """
 
     method: Callable[..., optax.GradientTransformation]
@@ -41,6 +61,10 @@ class Case:
     limit: float | None = None
     reads: bool = False
     options: bool = True
+    injectable: bool = True
+    static: tuple[str, ...] = ()
+    slope_at_zero: bool = True
+    scalar_collectives: bool = True
 
     @property
     def name(self) -> str:
@@ -53,38 +77,57 @@ class Case:
         return optax.with_extra_args_support(self.method(**{**self.args, **(self.idle or {})}))
 
 
-NO_LIMITS = {"matrix": None, "vector": None}
-
+# A method a line, as wide as it needs.
 # fmt: off
 METHODS = [
     Case(jaxclip.clip_by_value, {"limit": 0.5}, {"limit": INF}, "entry", 0.5),
     Case(jaxclip.clip_by_global_norm, {"limit": 0.5}, {"limit": INF}, "whole", 0.5),
     Case(jaxclip.clip_by_leaf_norm, {"limit": 0.5}, {"limit": INF}, "leaf", 0.5),
-    Case(jaxclip.clip_by_group_norm, {"labels": rank, "limits": dict.fromkeys(NO_LIMITS, 0.5)}, {"limits": NO_LIMITS}, "group", 0.5),
+    Case(jaxclip.clip_by_group_norm, {"labels": rank, "limits": ranks(0.5)}, {"limits": ranks(None)}, "group", 0.5, static=("labels",)),
     Case(jaxclip.clip_by_unit_norm, {"limit": 0.5, "axes": None}, {"limit": INF}, "unit", 0.5),
     Case(jaxclip.clip_by_block_rms, {"limit": 0.5}, {"limit": INF}, "rms", 0.5),
     Case(jaxclip.adaptive_grad_clip, {"ratio": 0.01}, {"ratio": INF}, "unit", None, reads=True),
     Case(jaxclip.normalize_by_global_norm, {"norm": 0.5}, {"norm": INF}, "whole", 0.5),
     Case(jaxclip.smooth_clip_by_global_norm, {"limit": 0.5}, {"limit": INF}, "whole", 0.5),
-    Case(jaxclip.clip_weights, {"limit": 0.5}, {"limit": INF}, "params", 0.5, reads=True),
-    Case(jaxclip.clip_weights_by_fan_in, {"scale": 0.5, "fan_in": lambda path, x: 4}, {"scale": INF}, "params", 0.5, reads=True),
+    Case(jaxclip.clip_weights, {"limit": 0.5}, {"limit": INF}, "params", 0.5, reads=True, slope_at_zero=False),
+    Case(jaxclip.clip_weights_by_fan_in, {"scale": 0.5, "fan_in": four}, {"scale": INF}, "params", 0.5, reads=True, static=("fan_in",), slope_at_zero=False),
 ]
 # fmt: on
 
 
-def tree(dtype: Any = jnp.float32, size: float = 1.0, seed: int = 0) -> dict:
-    """A small gradient: a kernel, its bias, a convolution and a scalar, entries about `size`."""
+def tree(*dtypes: Any, size: float = 1.0, seed: int = 0) -> dict:
+    """A small gradient with entries about `size`, its leaves of the dtypes in turn."""
     rng = np.random.default_rng(seed)
+    dtype = itertools.cycle(dtypes or (jnp.float32,))
     shapes = {
-        "conv": {"kernel": (3, 2, 4)},
-        "dense": {"bias": (3,), "kernel": (4, 3)},
+        "conv": {"bias": (8,), "kernel": (2, 4, 8)},
         "temperature": (),
     }
-    return jax.tree.map(
-        lambda shape: jnp.asarray(size * rng.uniform(0.5, 2, shape) * rng.choice([-1, 1], shape), dtype),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
+
+    def leaf(shape: tuple[int, ...]) -> jax.Array:
+        signs = rng.choice([-1, 1], shape)
+        return jnp.asarray(size * rng.uniform(0.5, 2, shape) * signs, next(dtype))
+
+    return jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+@functools.cache
+def framework_trees() -> list[tuple[Any, Any]]:
+    """Parameters and gradients as Flax Linen and NNX, Haiku, Equinox and plain Python hold them."""
+    kernel, bias = (
+        jax.ShapeDtypeStruct((4, 3), jnp.float32),
+        jax.ShapeDtypeStruct((3,), jnp.bfloat16),
     )
+    linen = flax.core.freeze({"params": {"Dense_0": {"kernel": kernel, "bias": bias}}})
+    haiku = {"mlp/~/linear_0": {"w": kernel, "b": bias}}
+    model = nnx.eval_shape(lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    state = nnx.state(model, nnx.Param)
+    arrays = nnx.as_pure(state)  # what `nnx.Optimizer` gives `init` and `update`
+    layer = eqx.filter_eval_shape(eqx.nn.MLP, 4, 3, 2, 1, key=jax.random.key(0))
+    trained = eqx.filter(layer, lambda x: hasattr(x, "dtype"))  # None where nothing is trained
+    pair = collections.namedtuple("Pair", "w b")(kernel, bias)
+    alike = [linen, haiku, trained, pair, (kernel, [bias])]
+    return [(state, arrays), *((tree, tree) for tree in alike)]
 
 
 def true_norms(blocks: str, updates: Any) -> np.ndarray:
@@ -116,7 +159,8 @@ def same_bits(a: Any, b: Any) -> bool:
     """Whether two trees are equal bit for bit, the sign of zero and the kind of nan included."""
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.asarray(x).dtype == np.asarray(y).dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        np.asarray(x).dtype == np.asarray(y).dtype
+        and np.asarray(x).tobytes() == np.asarray(y).tobytes()
         for x, y in leaves
     )
 

@@ -1,4 +1,8 @@
-"""The contract, for every method of the table in `tests/helpers.py`."""
+"""The contract, for every method of the table in `tests/helpers.py`.
+
+What compiles is what takes the time: `step` is compiled once for all tests of a method, which run
+in one process, and what is a matter of shapes, dtypes or shardings is only traced.
+"""
 
 import functools
 
@@ -8,96 +12,279 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxclip
-from tests.helpers import METHODS, Case, close, same_bits, tree, true_norms
+from tests.helpers import METHODS, Case, close, framework_trees, same_bits, tree, true_norms
 
-METHOD = pytest.mark.parametrize("case", METHODS, ids=lambda case: case.name)
+METHOD = pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=pytest.mark.xdist_group(c.name)) for c in METHODS],
+)
 PARAMS = tree(seed=1)
 
 
 @functools.cache
-def step(case: Case, **options):
-    """One update of the method, compiled once for all tests that share shapes and dtypes."""
-    return jax.jit(case.make(**options).update)
+def step(case: Case, nonfinite: str | None = None):
+    """One update of the method; an option of `clip` that is None is left to its default."""
+    return jax.jit(case.make(**({"nonfinite": nonfinite} if nonfinite else {})).update)
 
 
 @METHOD
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_contract_no_block_exceeds_its_limit(case, dtype):
-    params = tree(dtype, seed=1)
-    tx = case.make()
-    for size in (1e-3, 1.0, 100.0) + ((1e25, 1e-25) if dtype != jnp.float16 else ()):
-        updates = tree(dtype, size)
-        clipped, state = step(case)(updates, tx.init(params), params)
+@pytest.mark.parametrize("dtypes", [[jnp.float32], [jnp.bfloat16, jnp.float16]], ids=["32", "16"])
+def test_contract_no_block_exceeds_its_limit(case, dtypes):
+    params = tree(*dtypes, seed=1)
+    state = case.make().init(params)
+    ulps = 1 + 4 * max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+    for size in (1e-3, 1.0, 100.0) + ((1e25, 1e-25) if jnp.float16 not in dtypes else ()):
+        updates = tree(*dtypes, size=size)
+        clipped, after = step(case)(updates, state, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(clipped, updates)
-        assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(clipped))
-        ulps = 1 + 4 * float(jnp.finfo(dtype).eps)
+        chex.assert_tree_all_finite(clipped)
         if case.limit is not None:
-            limit, what = case.limit, clipped
-            if case.blocks == "params":
-                what = optax.apply_updates(params, clipped)
-            assert np.all(true_norms(case.blocks, what) <= limit * ulps)
+            what = optax.apply_updates(params, clipped) if case.blocks == "params" else clipped
+            assert np.all(true_norms(case.blocks, what) <= case.limit * ulps)
         elif case.blocks == "whole":
-            [metrics] = jaxclip.metrics(state).values()
+            [metrics] = jaxclip.metrics(after).values()
             assert true_norms("whole", clipped)[0] <= float(metrics.limit) * ulps
 
 
 @METHOD
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_contract_within_the_limit_is_the_identity_bit_for_bit(case, dtype):
+def test_contract_within_the_limit_is_the_identity_bit_for_bit(case):
     tx = case.make_idle()
-    updates = tree(dtype, 1e-3)
-    updates["dense"]["bias"] = jnp.array([-0.0, 1e-40, 3.0], dtype)  # a subnormal number
-    clipped, _ = jax.jit(tx.update)(updates, tx.init(PARAMS), tree(dtype, seed=1))
+    updates = tree(jnp.float32, jnp.bfloat16, size=1e-3)
+    updates["conv"]["bias"] = jnp.array([-0.0, 1e-40, 3.0, 0, 0, 0, 0, 1], jnp.bfloat16)
+    updates["temperature"] = jnp.array(1e-40)  # subnormal
+    clipped, _ = jax.jit(tx.update)(updates, tx.init(PARAMS), tree(jnp.float32, jnp.bfloat16))
     assert same_bits(clipped, updates)
 
 
 @METHOD
 def test_contract_zero_is_unchanged(case):
-    tx = case.make()
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    small = jax.tree.map(lambda x: 0.1 * x, PARAMS) if case.blocks == "params" else PARAMS
-    clipped, state = step(case)(zeros, tx.init(small), small)
-    if case.blocks != "params":
-        assert same_bits(clipped, zeros)
-    assert not any(bool(jnp.any(jnp.isnan(x))) for x in jax.tree.leaves((clipped, state)))
+    small = jax.tree.map(lambda x: 0.1 * x, PARAMS)
+    clipped, state = step(case)(zeros, case.make().init(small), small)
+    assert same_bits(clipped, zeros)
+    assert not any(bool(jnp.any(jnp.isnan(x))) for x in jax.tree.leaves(state))
 
 
 @METHOD
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("nonfinite", ["propagate", "zero"])
-def test_contract_nonfinite_cannot_hide_and_teaches_nothing(case, bad, nonfinite):
-    tx = case.make(nonfinite=nonfinite)
+def test_contract_nonfinite_cannot_hide_and_teaches_nothing(case, nonfinite):
+    update = step(case, None if nonfinite == "propagate" else nonfinite)
     updates = tree()
-    _, before = step(case, nonfinite=nonfinite)(updates, tx.init(PARAMS), PARAMS)
-    updates["dense"]["bias"] = updates["dense"]["bias"].at[1].set(bad)
-    clipped, after = step(case, nonfinite=nonfinite)(updates, before, PARAMS)
-    expected = 0.0 if nonfinite == "zero" else np.nan
-    where = clipped["dense"]["bias"]
-    if case.blocks == "params":
-        where = (PARAMS["dense"]["bias"] + where)[1:2]
-    elif case.blocks == "entry":
-        where = where[1:2]
-    np.testing.assert_array_equal(where, np.full(where.shape, expected, np.float32))
-    if case.blocks == "whole":
-        assert all(np.array_equal(x, np.full(x.shape, expected), equal_nan=True)
-                   for x in jax.tree.leaves(clipped))
-    if nonfinite == "zero":
-        assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(clipped))
-    if case.blocks == "whole":
-        for x, y in zip(_thresholds(before), _thresholds(after), strict=True):
-            np.testing.assert_array_equal(x, y)
-    counts = [int(m.nonfinite) for m in jaxclip.metrics(after).values()]
-    assert max(counts) == 1 and max(
-        int(m.nonfinite) for m in jaxclip.metrics(before).values()
-    ) == 0
+    _, before = update(updates, case.make().init(PARAMS), PARAMS)
+    for bad in (np.nan, np.inf, -np.inf):
+        updates["conv"]["bias"] = updates["conv"]["bias"].at[1].set(bad)
+        clipped, after = update(updates, before, PARAMS)
+        moved = optax.apply_updates(PARAMS, clipped) if case.blocks == "params" else clipped
+        hit = {"entry": moved["conv"]["bias"][1:2], "params": moved["conv"]["bias"][1:2]}.get(
+            case.blocks, moved if case.blocks == "whole" else moved["conv"]["bias"]
+        )
+        expected = 0.0 if nonfinite == "zero" else np.nan
+        for x in jax.tree.leaves(hit):
+            np.testing.assert_array_equal(x, np.full(x.shape, expected, x.dtype))
+        if nonfinite == "zero":
+            chex.assert_tree_all_finite(clipped)
+        if case.blocks == "whole":
+            assert same_bits(_thresholds(before), _thresholds(after))
+        assert max(int(m.nonfinite) for m in jaxclip.metrics(before).values()) == 0
+        assert max(int(m.nonfinite) for m in jaxclip.metrics(after).values()) == 1
+
+
+@METHOD
+def test_contract_state_is_final_from_init(case):
+    tx = case.make()
+    init = tx.init(PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(init, jax.eval_shape(tx.init, PARAMS))
+    assert all(isinstance(x, jax.Array) and not x.weak_type for x in jax.tree.leaves(init))
+    compiled = step(case).lower(tree(), init, PARAMS).compile()
+    gradients = [tree(seed=seed) for seed in range(3)]
+    state, outs = init, []
+    for gradient in gradients:  # what is compiled takes no state of other shapes or dtypes
+        out, state = compiled(gradient, state, PARAMS)
+        outs.append(out)
+    assert jax.tree.structure(state) == jax.tree.structure(init)
+    final, scanned = jax.lax.scan(
+        lambda s, g: tx.update(g, s, PARAMS)[::-1], init, jax.tree.map(_stack, *gradients)
+    )
+    close(final, state)
+    close(scanned, jax.tree.map(_stack, *outs))
+
+
+@METHOD
+def test_contract_vmap_and_gradient_through_it(case):
+    tx = case.make()
+    state = tx.init(PARAMS)
+    gradients = [tree(size=size) for size in (1e-3, 1.0, 1e3)]
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+
+    def total(gradient):
+        out = tx.update(gradient, state, PARAMS)[0]
+        return sum(jnp.sum(x) for x in jax.tree.leaves(out)), out
+
+    (_, outs), slopes = jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True)))(
+        jax.tree.map(_stack, *gradients, zeros)
+    )
+    for k, gradient in enumerate(gradients):
+        close(jax.tree.map(lambda x, k=k: x[k], outs), step(case)(gradient, state, PARAMS)[0])
+    chex.assert_tree_all_finite(slopes)
+    if case.slope_at_zero:
+        close(jax.tree.map(lambda x: x[3], slopes), jax.tree.map(jnp.ones_like, zeros))
+
+
+@METHOD
+def test_contract_what_has_no_norm_passes_through(case):
+    tx = case.make()
+    frozen = jax.grad(lambda i: jnp.float32(1), allow_int=True)(2)
+    others = {"count": jnp.arange(3), "none": None, "masked": optax.MaskedNode()}
+    others |= {"empty": jnp.zeros((0, 4)), "frozen": frozen}
+    params = PARAMS | others | {"frozen": jnp.array(2)}
+    state = tx.init(params)
+    out, _ = jax.jit(lambda g: tx.update(g | others, state, params))(tree())
+    assert out.pop("frozen").dtype == jax.dtypes.float0
+    assert same_bits({key: out.pop(key) for key in others if key != "frozen"}, _without(others))
+    close(out, step(case)(tree(), tx.init(PARAMS), PARAMS)[0])
+
+
+@METHOD
+def test_contract_works_inside_optax(case):
+    """As a part of everything in Optax that takes transformations apart or puts them together."""
+    tx, gradient = case.make(), tree()
+    labels = {"conv": "a", "temperature": "b"}
+    mask = {"conv": True, "temperature": False}
+    together = {
+        "chain": optax.chain(tx, optax.sgd(0.1)),
+        "named_chain": optax.named_chain(("clip", tx), ("sgd", optax.sgd(0.1))),
+        "masked": optax.masked(tx, mask),
+        "partition": optax.partition({"a": tx, "b": optax.sgd(1.0)}, labels),
+        "MultiSteps": optax.MultiSteps(tx, 2),
+        "apply_if_finite": optax.apply_if_finite(tx, 2),
+    }
+    if case.injectable:
+        together["inject"] = optax.inject_hyperparams(case.method, case.static)(**case.args)
+    alone, after = step(case)(gradient, tx.init(PARAMS), PARAMS)
+    for key, wrapped in together.items():
+        init = jax.eval_shape(wrapped.init, PARAMS)
+        extra = {} if key == "apply_if_finite" else {"unknown": "argument"}
+        update = functools.partial(wrapped.update, **extra)
+        with jax.numpy_dtype_promotion("standard"):  # MultiSteps promotes
+            _, state = jax.eval_shape(update, gradient, init, PARAMS)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, init)
+        assert jaxclip.metrics(state).keys() == jaxclip.metrics(after).keys()
+        if key in ("masked", "inject"):
+            out, state = jax.jit(update)(gradient, wrapped.init(PARAMS), PARAMS)
+            expected = alone if key == "inject" else {"temperature": gradient["temperature"]}
+            close({part: out[part] for part in expected}, expected)
+            if key == "inject":
+                close(jaxclip.metrics(state), jaxclip.metrics(after))
+    fast = optax.LookaheadParams(PARAMS, PARAMS)
+    ahead = optax.lookahead(optax.chain(tx, optax.sgd(0.1)), 2, 0.5)
+    with jax.numpy_dtype_promotion("standard"):
+        jax.eval_shape(ahead.update, gradient, ahead.init(fast), fast)
+
+
+@METHOD
+def test_contract_takes_every_tree_of_the_frameworks(case):
+    tx = case.make()
+    for params, gradient in framework_trees():
+        state = jax.eval_shape(tx.init, params)
+        out, after = jax.eval_shape(tx.update, gradient, state, gradient)
+        chex.assert_trees_all_equal_shapes_and_dtypes(out, gradient)
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            jax.tree.leaves(after), jax.tree.leaves(state)
+        )
+
+
+@METHOD
+def test_contract_metrics_are_true_scalars(case):
+    gradient = tree(size=10.0)
+    clipped, state = step(case)(gradient, case.make().init(PARAMS), PARAMS)
+    found = jaxclip.metrics(state)
+    assert found
+    for metrics in found.values():
+        assert all(x.shape == () for x in metrics)
+        assert 0 <= float(metrics.clipped) <= 1
+        assert float(metrics.clip_rate) in (0.0, 1.0)
+        assert float(metrics.clipped_norm) <= float(metrics.norm) * (1 + 1e-6)
+    if case.blocks not in (None, "params") and len(found) == 1:
+        norms, after = true_norms(case.blocks, gradient), true_norms(case.blocks, clipped)
+        np.testing.assert_allclose(metrics.norm, np.sqrt(np.mean(norms**2)), rtol=1e-6)
+        np.testing.assert_allclose(metrics.clipped_norm, np.sqrt(np.mean(after**2)), rtol=1e-6)
+        np.testing.assert_allclose(metrics.clipped, np.mean(after < norms * (1 - 1e-6)), rtol=1e-6)
+        if case.limit is not None:
+            np.testing.assert_allclose(metrics.limit, case.limit, rtol=1e-6)
+
+
+@METHOD
+def test_contract_arrays_sharded_over_devices(case):
+    """Laid over 8 devices an update is what it is on one, and keeps its layout."""
+    tx = case.make()
+    alone, _ = step(case)(tree(), tx.init(PARAMS), PARAMS)
+    kernel, bias = P(None, "data", "model"), P("model")
+    specs = {"conv": {"kernel": kernel, "bias": bias}, "temperature": P()}
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axis_type, axis_type))
+        layout = jax.tree.map(
+            lambda spec, mesh=mesh: NamedSharding(mesh, spec), specs, is_leaf=_is_spec
+        )
+        with jax.set_mesh(mesh):
+            params, gradient = jax.device_put((PARAMS, tree()), (layout, layout))
+            state = tx.init(params)
+            if axis_type == AxisType.Explicit:
+                out, after = jax.eval_shape(tx.update, gradient, state, params)
+                chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+                for x, g in zip(jax.tree.leaves(out), jax.tree.leaves(gradient), strict=True):
+                    assert x.sharding == jax.typeof(g).sharding
+            else:
+                compiled = jax.jit(tx.update).lower(gradient, state, params).compile()
+                out, _ = compiled(gradient, state, params)
+                close(out, alone)
+                assert "all-gather" not in compiled.as_text() or not case.scalar_collectives
+                for x, wanted in zip(jax.tree.leaves(out), jax.tree.leaves(layout), strict=True):
+                    assert x.sharding.is_equivalent_to(wanted, x.ndim)
+
+
+@METHOD
+def test_contract_inside_a_map_over_devices(case):
+    """Under `shard_map` and `pmap`, where each device has a gradient of its own, it type-checks."""
+    tx = case.make()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    gradients = jax.tree.map(lambda x: jnp.stack([x] * 8), tree())
+
+    def on_each(gradient):
+        gradient = jax.tree.map(lambda x: x[0], gradient)
+        out, state = tx.update(gradient, tx.init(PARAMS), PARAMS)
+        return jax.tree.map(lambda x: x[None], (out, state))
+
+    for check in (True, False):
+        mapped = jax.shard_map(
+            on_each, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check
+        )
+        out, _ = jax.eval_shape(mapped, gradients)
+        chex.assert_trees_all_equal_shapes_and_dtypes(out, gradients)
+    out = jax.eval_shape(jax.pmap(lambda g: tx.update(g, tx.init(PARAMS), PARAMS)[0]), gradients)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, gradients)
+
+
+def _stack(*arrays):
+    return jnp.stack(arrays)
+
+
+def _is_spec(x) -> bool:
+    return isinstance(x, P)
+
+
+def _without(others: dict) -> dict:
+    return {key: value for key, value in others.items() if key != "frozen"}
 
 
 def _thresholds(state) -> list:
-    """All of a state but its step counters and metrics."""
-    is_clip = lambda x: hasattr(x, "thresholds")  # noqa: E731
+    """The state of every threshold in an optimizer's state."""
+
+    def is_clip(x):
+        return hasattr(x, "thresholds")
+
     parts = jax.tree.leaves(state, is_leaf=is_clip)
     return jax.tree.leaves([part.thresholds for part in parts if is_clip(part)])
