@@ -135,7 +135,7 @@ def clip(
             )
         ]
         limits, factors, threshold_states = zip(*decided, strict=True) if decided else ((),) * 3
-        clipped_norms = [norm * factor for norm, factor in zip(norms, factors, strict=True)]
+        clipped_norms = [jnp.where(f == 0, 0, n * f) for n, f in zip(norms, factors, strict=True)]
         shrunk = [(f < 1) & jnp.isfinite(n) for n, f in zip(norms, factors, strict=True)]
         step = state.step + 1
         sizes = pooled(norms, clipped_norms, limits)

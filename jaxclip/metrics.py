@@ -1,6 +1,6 @@
 """What a clip did, kept in the optimizer's state, where it costs no second pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +80,7 @@ def metrics(opt_state: Any) -> dict[str, ClipMetrics]:
     Args:
       opt_state: any tree that holds the state of a clip: of a chain, `optax.partition`, `masked`,
         `MultiSteps`, `inject_hyperparams`, a Linen `TrainState` or an `nnx.Optimizer`, stacked by
-        `vmap` or `scan` or not.
+        `vmap` or `scan` or not, or written out by `nnx.state` or to a checkpoint.
 
     Returns:
       The metrics of each clip, in the order of the state. Of clips that have the same name, the
@@ -100,12 +100,17 @@ def metrics(opt_state: Any) -> dict[str, ClipMetrics]:
         if _is_metrics(value):
             name = path[-1].key
             same = sum(known == name or known.startswith(f"{name}_") for known in found)
-            found[f"{name}_{same + 1}" if same else name] = ClipMetrics(*map(_array, value))
+            fields = value if isinstance(value, Mapping) else value._asdict()
+            found[f"{name}_{same + 1}" if same else name] = ClipMetrics(
+                **{field: _array(x) for field, x in fields.items()}
+            )
     return found
 
 
 def _is_metrics(value: Any) -> bool:
-    return isinstance(value, ClipMetrics)
+    # A state that was written out, by `nnx.state` or to a checkpoint, has dicts for named tuples.
+    written_out = isinstance(value, Mapping) and set(value) == set(ClipMetrics._fields)
+    return written_out or isinstance(value, ClipMetrics)
 
 
 def _array(value: Any) -> Any:

@@ -269,11 +269,11 @@ def _spread_over(x: Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the named axes along which `x` differs from device to device."""
 
     def tracked(name: str) -> bool:
-        return name in jax.typeof(lax.axis_index(name)).vma
+        return name in jax.typeof(lax.axis_index(name)).mat.varying
 
     if _one_device.get():
         return ()
-    return tuple(n for n in axis_name if not tracked(n) or n in jax.typeof(x).vma)
+    return tuple(n for n in axis_name if not tracked(n) or n in jax.typeof(x).mat.varying)
 
 
 def _power(x: Array, ord: float) -> Array:

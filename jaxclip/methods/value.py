@@ -65,7 +65,7 @@ def clip_by_value(
         entries = max(1, sum(x.size for x, _ in pairs))
         weighted = [limit * math.sqrt(x.size / entries) for x, limit in pairs]
         norm, clipped_norm = rms([[x for x, _ in pairs], clamped], [(), ()])
-        shrunk = [(jnp.abs(x) > limit.astype(x.dtype)) & jnp.isfinite(x) for x, limit in pairs]
+        shrunk = [(jnp.abs(x).astype(zero.dtype) > c) & jnp.isfinite(x) for x, c in pairs]
         step = state.step + 1
         seen = observed(before, norm, clipped_norm, *l2([weighted], [()]), share(shrunk), step)
         by_leaf = jax.tree.unflatten(jax.tree.structure(arrays), clamped)

@@ -1,0 +1,206 @@
+"""`clip` itself: its options, its errors, and every measure with every threshold and shrink."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxclip
+from jaxclip import measures, shrinks, thresholds
+from tests.helpers import close, same_bits, tree
+
+MEASURES = {
+    "whole": measures.whole(),
+    "per_group": measures.per_group({"conv": "a", "temperature": "b"}),
+    "per_slice": measures.per_slice(0),
+    "per_leaf": measures.per_leaf(),
+    "per_unit": measures.per_unit(),
+    "per_entry": measures.per_entry(),
+}
+THRESHOLDS = {
+    "constant": thresholds.constant(0.5),
+    "scheduled": thresholds.scheduled(optax.linear_schedule(0.5, 0.1, 10)),
+    "relative": thresholds.relative(0.1),
+    "lowest": thresholds.lowest(0.5, thresholds.relative(0.1)),
+}
+SHRINKS = [
+    shrinks.hard,
+    shrinks.smooth,
+    shrinks.inverse_sqrt,
+    shrinks.tanh,
+    shrinks.drop,
+    partial(shrinks.band, low=0.5),
+    shrinks.normalize,
+    partial(shrinks.psac, r=0.1),
+]
+TABLE = list(itertools.product(MEASURES, THRESHOLDS))
+
+
+@pytest.mark.parametrize(("measure", "threshold"), TABLE, ids=["-".join(pair) for pair in TABLE])
+def test_core_every_measure_with_every_threshold_and_shrink(measure, threshold):
+    """After the clip, no block is larger than its limit; at an infinite one nothing moves."""
+    params, gradient = tree(seed=1), tree(size=10.0)
+
+    @jax.jit
+    def of_all(gradient):
+        outs = []
+        for shrink in SHRINKS:
+            tx = jaxclip.clip(MEASURES[measure], THRESHOLDS[threshold], shrink)
+            out, state = tx.update(gradient, tx.init(params), params)
+            outs.append((MEASURES[measure](out)[0], jaxclip.metrics(state)["clip"]))
+        return outs, MEASURES[measure](params)[0]
+
+    outs, param_norms = of_all(gradient)
+    for norms, metrics in outs:
+        for norm, param_norm in zip(
+            jax.tree.leaves(norms), jax.tree.leaves(param_norms), strict=True
+        ):
+            relative = 0.1 * np.maximum(param_norm, 1e-3)
+            limit = {"relative": relative, "lowest": np.minimum(relative, 0.5)}.get(threshold, 0.5)
+            assert np.all(np.asarray(norm) <= limit * (1 + 1e-6))
+        assert float(metrics.clipped) == 1 or float(metrics.clipped_norm) > 0
+        assert float(metrics.clipped_norm) <= float(metrics.limit) * (1 + 1e-6)
+
+
+def test_core_a_limit_may_be_a_number_an_array_a_schedule_or_a_tree():
+    gradient = tree(size=10.0)
+    limits = {
+        "number": 0.5,
+        "integer": 1,
+        "numpy": np.float32(0.5),
+        "array": jnp.array(0.5),
+        "bfloat16": jnp.array(0.5, jnp.bfloat16),
+        "schedule": optax.constant_schedule(0.5),
+        "tree": {"conv": {"bias": 0.5, "kernel": optax.constant_schedule(0.5)}, "temperature": 0.5},
+        "prefix": {"conv": 0.5, "temperature": thresholds.constant(0.5)},
+    }
+    by_number = jaxclip.clip_by_leaf_norm(0.5)
+    expected, _ = by_number.update(gradient, by_number.init(gradient))
+    for name, limit in limits.items():
+        tx = jaxclip.clip_by_leaf_norm(limit)
+        out, _ = tx.update(gradient, tx.init(gradient))
+        if name != "integer":
+            close(out, expected)
+        else:
+            assert float(jaxclip.global_norm(out["conv"]["kernel"])) <= 1 + 1e-6
+    unlimited = jaxclip.clip_by_leaf_norm({"conv": None, "temperature": 0.5})
+    out, _ = unlimited.update(gradient, unlimited.init(gradient))
+    assert same_bits(out["conv"], gradient["conv"])
+    traced = jax.jit(
+        lambda limit: jaxclip.clip_by_global_norm(limit).update(
+            gradient, jaxclip.clip_by_global_norm(limit).init(gradient)
+        )[0]
+    )
+    assert float(jaxclip.global_norm(traced(0.5))) <= 0.5 * (1 + 1e-6)
+    assert float(jaxclip.global_norm(traced(-1.0))) == 0.0  # negative and traced: as 0
+
+
+def test_core_a_schedule_sees_the_step_and_works_on_bfloat16():
+    tx = jaxclip.clip_by_global_norm(optax.linear_schedule(1.0, 0.5, 2))
+    gradient = {"x": jnp.full(4, 100.0, jnp.bfloat16)}
+    state = tx.init(gradient)
+    seen = []
+    for _ in range(4):
+        out, state = tx.update(gradient, state)
+        seen.append(float(jaxclip.metrics(state)["clip"].limit))
+        assert out["x"].dtype == jnp.bfloat16
+    assert seen == [1.0, 0.75, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "says"),
+    [
+        (-1.0, ValueError, "`limit` is -1.0.*at least 0.*math.inf"),
+        (float("nan"), ValueError, "`limit` is nan"),
+        (np.float32(-1), ValueError, "`limit` is -1"),
+        (True, TypeError, "True, of type bool"),
+        ("1.0", TypeError, "'1.0', of type str.*a number"),
+        (1j, TypeError, "complex"),
+        (object(), TypeError, "object"),
+        (np.array(True), TypeError, "bool"),
+        (jnp.ones(3), ValueError, r"shape \(3,\).*scalar"),
+    ],
+)
+def test_core_what_is_no_limit_is_refused(limit, error, says):
+    with pytest.raises(error, match=says):
+        jaxclip.clip_by_global_norm(limit)
+    with pytest.raises(error):
+        jaxclip.clip_by_value(limit)
+
+
+def test_core_errors_name_what_is_known():
+    gradient = {"head": jnp.ones(2), "body": jnp.ones(2)}
+    labels = {"head": "a", "body": "b"}
+    misspelt = jaxclip.clip_by_group_norm(labels, {"a": 1.0, "B": 1.0})
+    with pytest.raises(ValueError, match=r"\['b', 'a'\].*unknown: \['B'\]|\['a', 'b'\].*unknown"):
+        misspelt.init(gradient)
+    with pytest.raises(ValueError, match=r"without a limit: \['b'\]"):
+        jaxclip.clip_by_group_norm(labels, {"a": 1.0}).init(gradient)
+    with pytest.raises(ValueError, match="labels have the structure"):
+        jaxclip.clip_by_group_norm({"tail": "a"}, {"a": 1.0}).init(gradient)
+    with pytest.raises(ValueError, match="no prefix"):
+        jaxclip.clip_by_leaf_norm([1.0, 2.0]).init(gradient)
+    with pytest.raises(ValueError, match=r"`params` is missing.*update"):
+        tx = jaxclip.adaptive_grad_clip()
+        tx.update(gradient, tx.init(gradient))
+    with pytest.raises(ValueError, match="`params` is missing"):
+        tx = jaxclip.clip_weights(1.0)
+        tx.update(gradient, tx.init(gradient))
+    with pytest.raises(ValueError, match='"propagate" or "zero"'):
+        jaxclip.clip_by_global_norm(1.0, nonfinite="ignore")
+    with pytest.raises(ValueError, match=r"so no axis 1 to keep"):
+        jaxclip.clip_by_unit_norm(1.0, axes=1).init(gradient)
+
+
+def test_core_zero_gradient_and_zero_limit():
+    tx = jaxclip.clip_by_global_norm(0.0)
+    zeros, ones = jnp.zeros(3), jnp.ones(3)
+    assert same_bits(tx.update(zeros, tx.init(zeros))[0], zeros)
+    assert same_bits(tx.update(ones, tx.init(zeros))[0], zeros)
+    slope = jax.grad(lambda g: jnp.sum(jaxclip.clip_by_global_norm(1.0).update(g, tx.init(g))[0]))
+    np.testing.assert_array_equal(slope(zeros), ones)
+
+
+def test_core_extreme_gradients_are_clipped_to_the_limit():
+    tx = jaxclip.clip_by_global_norm(1.0)
+    for size, limit in ((1e25, 1.0), (1e34, 1.0), (1e-25, 1e-30), (1e-34, 1e-36)):
+        tx = jaxclip.clip_by_global_norm(limit)
+        gradient = jnp.full(100, size)
+        out, _ = tx.update(gradient, tx.init(gradient))
+        np.testing.assert_allclose(np.linalg.norm(np.asarray(out, np.float64)), limit, rtol=1e-5)
+
+
+def test_core_the_two_halves_are_the_whole():
+    gradient = tree(size=3.0)
+    tx = jaxclip.clip_by_global_norm(0.5)
+    whole, _ = tx.update(gradient, tx.init(gradient))
+    close(jaxclip.scale_to_norm(gradient, jaxclip.global_norm(gradient), 0.5), whole)
+    assert same_bits(jaxclip.scale_to_norm(gradient, 1.0, 2), gradient)
+    assert all(
+        np.isnan(x).all() for x in jax.tree.leaves(jaxclip.scale_to_norm(gradient, np.inf, 1.0))
+    )
+    with pytest.raises(ValueError, match="negative"):
+        jaxclip.scale_to_norm(gradient, 1.0, -1.0)
+
+
+def test_core_extra_args_reach_the_threshold():
+    seen = thresholds.Threshold(
+        lambda norm: (), lambda norm, state, now: (now.extra_args["value"], state)
+    )
+    tx = jaxclip.clip(measures.whole(), seen)
+    gradient = jnp.array([3.0, 4.0])
+    out, _ = tx.update(gradient, tx.init(gradient), value=jnp.array(0.5), other="ignored")
+    np.testing.assert_allclose(out, [0.3, 0.4], rtol=1e-6)
+
+
+def test_core_one_clip_is_one_branch_and_two_passes():
+    tx = jaxclip.clip_by_global_norm(1.0)
+    gradient = {"a": jnp.ones((64, 64)), "b": jnp.ones((64, 64))}
+    compiled = jax.jit(tx.update).lower(gradient, tx.init(gradient)).compile()
+    text = compiled.as_text()
+    assert text.count(" conditional(") == 1
+    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 64 * 4

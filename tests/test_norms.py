@@ -1,0 +1,178 @@
+"""Norms: against float64 over the whole range, in every dtype, and over devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from jaxclip import measures, norms
+
+NORMS = {"l1": norms.l1, "l2": norms.l2, "linf": norms.linf, "l3": norms.lp(3), "rms": norms.rms}
+
+
+def _true(name: str, x: np.ndarray) -> float:
+    x = np.abs(np.asarray(x, np.longdouble))
+    return float(
+        {
+            "l1": lambda: x.sum(),
+            "l2": lambda: np.sqrt((x**2).sum()),
+            "linf": lambda: x.max(initial=0),
+            "l3": lambda: (x**3).sum() ** (1 / np.longdouble(3)),
+            "rms": lambda: np.sqrt((x**2).mean()) if x.size else 0.0,
+        }[name]()
+    )
+
+
+@functools.cache
+def _all_norms():
+    return jax.jit(lambda x: {name: norm([[x]], [()])[0] for name, norm in NORMS.items()})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=6), st.integers(-36, 37))
+def test_norms_over_the_whole_range_of_float32(entries, exponent):
+    x = np.asarray(entries, np.float64) * 10.0**exponent
+    x = np.where(np.abs(x) < 1.2e-38, 0, x).astype(np.float32)  # subnormal numbers are flushed
+    for name, value in _all_norms()(x).items():
+        true = _true(name, x)
+        if 1.2e-38 < true < 3.4e38:
+            np.testing.assert_allclose(value, true, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [1e34, 1e25, 1e-25, 1e-34])
+def test_norms_at_the_ends_of_the_range(size):
+    x = jnp.full(100, size, jnp.float32)
+    for name, value in _all_norms()(x).items():
+        np.testing.assert_allclose(value, _true(name, x), rtol=1e-6, err_msg=name)
+
+
+def test_norms_of_half_precision_are_those_of_its_float32_values():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=1000), dtype)
+        value = jaxclip.global_norm({"x": x})
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, np.linalg.norm(np.asarray(x, np.float64)), rtol=1e-6)
+
+
+def test_norms_where_optax_is_wrong():
+    leaves = [jnp.full(16, 0.5, jnp.bfloat16) for _ in range(512)]
+    tx = jaxclip.clip_by_global_norm(1.0)
+    clipped, _ = tx.update(leaves, tx.init(leaves))
+    true = np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in clipped))
+    np.testing.assert_allclose(true, 1.0, rtol=1e-3)
+    theirs, _ = optax.clip_by_global_norm(1.0).update(leaves, optax.EmptyState())
+    assert np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in theirs)) > 1.4
+
+    big = jnp.array([300, 300], jnp.float16)
+    clipped, _ = tx.update(big, tx.init(big))
+    np.testing.assert_allclose(clipped, np.full(2, 0.5**0.5), rtol=1e-3)
+
+
+def test_norms_of_float64_and_complex():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=50))
+        assert jaxclip.global_norm(x).dtype == jnp.float64
+        np.testing.assert_allclose(jaxclip.global_norm(x), np.linalg.norm(x), rtol=1e-15)
+        np.testing.assert_allclose(jaxclip.global_norm(x * 1e200), 1e200 * np.linalg.norm(x))
+    z = jnp.array([3 + 4j, 0], jnp.complex64)
+    assert float(jaxclip.global_norm(z)) == 5.0
+    assert float(jaxclip.global_norm(z, ord=np.inf)) == 5.0
+    assert jaxclip.global_norm(z).dtype == jnp.float32
+
+
+def test_norms_of_nothing_and_of_what_is_not_finite():
+    assert float(jaxclip.global_norm({})) == 0
+    assert float(jaxclip.global_norm({"x": jnp.zeros((0, 3))}, ord=np.inf)) == 0
+    for name, value in _all_norms()(jnp.array([1.0, jnp.nan, 1, 1, 1, 1])).items():
+        assert np.isnan(value), name
+    for name, value in _all_norms()(jnp.array([1.0, -jnp.inf, 1, 1, 1, 1])).items():
+        assert not np.isfinite(value), name
+
+
+def test_norms_have_the_derivatives_of_float64():
+    x = np.array([0.5, -1.25, 2.0, 0.0])
+    for name, norm in NORMS.items():
+        slope = jax.grad(lambda x, norm=norm: norm([[x]], [()])[0])(jnp.asarray(x, jnp.float32))
+        step = 1e-6
+        numeric = [
+            (_true(name, x + step * e) - _true(name, x - step * e)) / (2 * step) for e in np.eye(4)
+        ]
+        np.testing.assert_allclose(slope, numeric, atol=1e-4, err_msg=name)
+        at_zero = jax.grad(lambda x, norm=norm: norm([[x]], [()])[0])(jnp.zeros(4))
+        np.testing.assert_array_equal(at_zero, np.zeros(4))
+
+
+def test_norms_have_second_derivatives():
+    hessian = jax.hessian(lambda x: norms.l2([[x]], [()])[0])(jnp.array([3.0, 4.0]))
+    np.testing.assert_allclose(hessian, [[0.128, -0.096], [-0.096, 0.072]], rtol=1e-5)
+
+
+def test_norms_under_vmap_run_one_form_unless_a_member_needs_the_other():
+    batch = jnp.stack([jnp.full(4, size) for size in (1.0, 1e25, 0.0, 1e-25)])
+    values = jax.vmap(jaxclip.global_norm)(batch)
+    np.testing.assert_allclose(values, [2, 2e25, 0, 2e-25], rtol=1e-6)
+    text = jax.jit(jax.vmap(jaxclip.global_norm)).lower(batch).as_text()
+    assert text.count("stablehlo.case") == 1  # a branch, not a selection between both
+
+
+def test_norms_refuse_an_ord_that_is_none():
+    with pytest.raises(ValueError, match="1 <= ord"):
+        norms.lp(0.5)
+    with pytest.raises(TypeError, match="static_args"):
+        jax.jit(lambda ord: jaxclip.global_norm(jnp.ones(3), ord))(2)
+
+
+def _mesh():
+    return jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_norms_across_devices(check_vma):
+    x, replicated = jnp.arange(1.0, 17.0).reshape(4, 4), jnp.array([3.0])
+    for name, norm in NORMS.items():
+        measure = measures.whole(norms.across(norm, ("data", "model")))
+
+        def on_each(x, r, measure=measure):
+            return measure([x, r] if check_vma else [x])[0]
+
+        mapped = jax.shard_map(
+            on_each,
+            mesh=_mesh(),
+            in_specs=(P("data", "model"), P()),
+            out_specs=P(),
+            check_vma=check_vma,
+        )
+        parts = [x.ravel(), replicated] if check_vma else [x.ravel()]
+        # What is replicated is counted once, where `shard_map` tracks it.
+        np.testing.assert_allclose(
+            jax.jit(mapped)(x, replicated), _true(name, np.concatenate(parts)), rtol=1e-6
+        )
+
+
+def test_norms_across_devices_at_the_ends_of_the_range_and_under_pmap():
+    tx = jaxclip.clip(measures.whole(norms.across(norms.l2, "data")), 1.0)
+    params = jnp.ones(3)
+    state = tx.init(params)  # outside of the map
+    gradients = jnp.stack([jnp.full(3, size) for size in [1e25] * 4 + [1e-25] * 4])
+    clipped = jax.pmap(lambda g: tx.update(g, state)[0], axis_name="data")(gradients)
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(clipped, np.float64)), 1.0, rtol=1e-6)
+    with pytest.raises(NameError, match="data"):
+        tx.update(params, state)
+
+
+def test_norms_of_sharded_arrays_cost_one_scalar_all_reduce():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(jnp.ones((8, 8)), jax.NamedSharding(mesh, P("data")))
+    text = jax.jit(jaxclip.global_norm).lower({"a": x, "b": x}).compile().as_text()
+    assert "all-gather" not in text and "all-to-all" not in text
+    always = text[text.index("ENTRY") :]  # beside the branch that only extreme gradients take
+    [reduce] = [line for line in always.splitlines() if " all-reduce(" in line]
+    assert reduce.split(" = ")[1].startswith("(f32[], f32[]) all-reduce(")
