@@ -1,0 +1,57 @@
+"""How a run tells its user how far it is: a bar on a terminal, a line an epoch elsewhere."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from experiments.train import History
+
+Report = Callable[[int, History], None]
+
+
+@contextlib.contextmanager
+def report(
+    epochs: int, done: int = 0, console: rich.console.Console | None = None
+) -> Iterator[Report]:
+    """Gives the function to call after every epoch, with its number and its history.
+
+    Args:
+        epochs: how many there are.
+        done: how many of them an earlier process has done.
+        console: where to; by default the standard output.
+    """
+    console = console or rich.console.Console()
+    if not console.is_terminal:
+        yield lambda epoch, history: print(
+            f"epoch {epoch}/{epochs}  {summary(history)}", flush=True
+        )
+        return
+    columns = (
+        rich.progress.TextColumn("epoch {task.completed}/{task.total}"),
+        rich.progress.BarColumn(bar_width=None),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("compiling", total=epochs, completed=done)
+
+        def advance(epoch: int, history: History) -> None:
+            bar.update(task, completed=epoch, description=summary(history), refresh=True)
+
+        yield advance
+
+
+def summary(history: History) -> str:
+    """Returns one epoch in a line."""
+    norms = np.asarray(history.norm)
+    clipped = np.mean(np.asarray(history.clipped) > 0)
+    return (
+        f"loss {np.mean(np.asarray(history.loss)):.4f}  "
+        f"accuracy {100 * float(history.score):.2f} %  "
+        f"norm {np.median(norms):.3g}  clipped {100 * clipped:.1f} %"
+    )

@@ -1,0 +1,77 @@
+"""Handwritten digits (or clothes), by a multilayer perceptron."""
+
+import dataclasses
+import functools
+import itertools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments.config import Params
+from experiments.data import Images
+
+PIXELS = 28 * 28
+CLASSES = 10
+
+
+class Mlp(nnx.Module):
+    """Linear layers with ReLU in between."""
+
+    def __init__(self, widths: tuple[int, ...], dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+        self.layers = nnx.List(
+            nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs)
+            for inputs, outputs in itertools.pairwise(widths)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the logits f32[batch, classes] of the inputs f32[batch, inputs]."""
+        *hidden, output = self.layers
+        for layer in hidden:
+            x = nnx.relu(layer(x))
+        return output(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mnist:
+    """Softmax cross-entropy of an MLP, scored by its accuracy on the test images.
+
+    Attributes:
+        hidden: the widths of the hidden layers.
+        precision: the type that the layers compute in; the parameters stay float32.
+    """
+
+    hidden: tuple[int, ...] = (128,)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns new parameters."""
+        return nnx.to_pure_dict(nnx.state(self.model(nnx.Rngs(key))))
+
+    def loss(self, params: Params, batch: Images) -> jax.Array:
+        """Returns the mean cross-entropy f32[] of a batch."""
+        labels = batch.labels.astype(jnp.int32)
+        logits = self.logits(params, batch.images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def score(self, params: Params, test: Images) -> jax.Array:
+        """Returns the share f32[] of the test images that are told right."""
+        return jnp.mean(
+            self.logits(params, test.images).argmax(-1) == test.labels.astype(jnp.int32)
+        )
+
+    def logits(self, params: Params, images: jax.Array) -> jax.Array:
+        """Returns the logits f32[batch, classes] of the images u8[batch, 28, 28, 1]."""
+        pixels = images.reshape(len(images), PIXELS).astype(jnp.float32) / 255
+        return nnx.merge(self.graph, params)(pixels).astype(jnp.float32)
+
+    def model(self, rngs: nnx.Rngs) -> Mlp:
+        """Returns the network with new parameters."""
+        return Mlp((PIXELS, *self.hidden, CLASSES), jnp.dtype(self.precision), rngs)
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef[Mlp]:
+        """The network without its parameters: tracing alone ever looks at it."""
+        return nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))))

@@ -1,0 +1,115 @@
+"""The training loop: a scan over steps inside a scan over epochs, with nothing on the host.
+
+`init` and `epoch` are its two halves, for those who want to do something between epochs; `train` is
+all of it, and `jax.vmap(train, (None, 0, None))` any number of them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxclip
+from experiments.config import Config, Limit, Params, Trial
+from experiments.data import Data
+from experiments.schedules import schedule
+
+
+class State(NamedTuple):
+    """All that an epoch hands on to the next: `epoch` i32[] is the number of those behind."""
+
+    params: Params
+    opt_state: optax.OptState
+    epoch: jax.Array
+
+
+class History(NamedTuple):
+    """What happened, step by step: of one epoch f32[steps], of a training f32[epochs, steps].
+
+    Attributes:
+        loss: the loss of the batch before the step.
+        norm: the norm that the clip measured. Of many blocks, the root mean square.
+        limit: the limit that it was held to; nan where the clip tells no metrics.
+        clipped: the share of the blocks that the clip shrank.
+        score: the task's score after the epoch, f32[] or f32[epochs].
+    """
+
+    loss: jax.Array
+    norm: jax.Array
+    limit: jax.Array
+    clipped: jax.Array
+    score: jax.Array
+
+
+def steps_per_epoch(config: Config, data: Data) -> int:
+    """Returns how many whole batches there are in the training data."""
+    return len(jax.tree.leaves(data.train)[0]) // config.batch_size
+
+
+def limit(config: Config, trial: Trial, steps: int) -> Limit:
+    """Returns the limit of a training of `steps` steps: an array, or a schedule."""
+    if config.schedule is None:
+        return trial.limit
+    return schedule(config.schedule, trial.limit, trial.last_limit, trial.by * steps)
+
+
+def optimizer(config: Config, trial: Trial, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Returns the clip and the optimizer, chained."""
+    clip = config.clip(limit(config, trial, steps))
+    rule = config.optimizer(trial.learning_rate)
+    return optax.chain(rule, clip) if config.clip_last else optax.chain(clip, rule)
+
+
+def init(config: Config, trial: Trial, data: Data) -> State:
+    """Returns the state before the first epoch."""
+    params = config.task.init(jax.random.key(trial.seed))
+    steps = config.epochs * steps_per_epoch(config, data)
+    opt_state = optimizer(config, trial, steps).init(params)
+    return State(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State, History]:
+    """Returns the state after one more epoch, and what happened in it."""
+    data = jax.tree.map(jnp.asarray, data)
+    steps = steps_per_epoch(config, data)
+    update = optimizer(config, trial, config.epochs * steps).update
+
+    def step(carry: tuple, rows: jax.Array) -> tuple[tuple, tuple]:
+        params, opt_state = carry
+        batch = jax.tree.map(lambda column: column[rows], data.train)
+        loss, gradient = jax.value_and_grad(config.task.loss)(params, batch)
+        updates, opt_state = update(gradient, opt_state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), (loss, *seen(gradient, opt_state))
+
+    # From the seed and the epoch alone: whoever resumes finds the same order.
+    key = jax.random.fold_in(jax.random.key(trial.seed), state.epoch + 1)
+    order = jax.random.permutation(key, len(jax.tree.leaves(data.train)[0]))
+    batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
+    (params, opt_state), series = jax.lax.scan(step, (state.params, state.opt_state), batches)
+    loss, norm, limits, clipped = series
+    score = config.task.score(params, data.test)
+    return State(params, opt_state, state.epoch + 1), History(loss, norm, limits, clipped, score)
+
+
+def seen(gradient: Any, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns norm, limit and share clipped, as the first clip in the optimizer's state tells."""
+    for metrics in jaxclip.metrics(opt_state).values():
+        return metrics.norm, metrics.limit, metrics.clipped
+    return jaxclip.global_norm(gradient), jnp.full((), jnp.nan), jnp.zeros(())
+
+
+def train(config: Config, trial: Trial, data: Data) -> History:
+    """Returns what happened in a whole training.
+
+    Args:
+        config: what decides its code; static under `jax.jit`.
+        trial: its numbers.
+        data: the examples, on the device.
+    """
+    start = init(config, trial, data)
+    _, history = jax.lax.scan(
+        lambda state, _: epoch(config, trial, data, state), start, length=config.epochs
+    )
+    return history

@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Two hundred images of ten patterns, which an MLP learns in a few steps."""
+    labels = np.arange(250, dtype=np.uint8) % 10
+    noise = np.random.default_rng(0).integers(0, 60, (250, 28, 28, 1), dtype=np.uint8)
+    patterns = np.zeros((10, 28, 28, 1), np.uint8)
+    for label in range(10):
+        patterns[label, 2 * label : 2 * label + 4] = 180
+    images = patterns[labels] + noise
+    return data.Data(
+        train=data.Images(images[:200], labels[:200]), test=data.Images(images[200:], labels[200:])
+    )
+
+
+@pytest.fixture
+def tiny_mnist(tiny, monkeypatch, tmp_path):
+    """Puts the tiny images in the place of MNIST, and the working directory in a new folder."""
+    monkeypatch.setattr(data, "load", lambda *arguments, **options: tiny)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def equal():
+    """Whether two trees are the same bit for bit."""
+
+    def compare(one, other):
+        same = jax.tree.map(lambda a, b: jnp.array_equal(a, b, equal_nan=True), one, other)
+        return all(map(bool, jax.tree.leaves(same)))
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def mnist_cache(tmp_path_factory):
+    """A folder in which TFDS has prepared MNIST from the files of the repository."""
+    cache = tmp_path_factory.mktemp("cache")
+    data.load("mnist", cache=cache)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def mnist(mnist_cache):
+    """The real digits."""
+    return data.load("mnist", cache=mnist_cache)

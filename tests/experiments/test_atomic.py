@@ -1,0 +1,25 @@
+import pytest
+
+from experiments import atomic
+
+
+def test_a_file_is_written_whole(tmp_path):
+    path = tmp_path / "file"
+    atomic.write_text(path, "old")
+    atomic.write_text(path, "new\n")
+    assert path.read_text() == "new\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file"
+    atomic.write_text(path, "old")
+
+    def fail(file):
+        file.write(b"half of the n")
+        raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        atomic.write(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,160 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import data
+from experiments.__main__ import main
+from experiments.options import RunMnist
+
+ROOT = Path(__file__).parents[2]
+RUN = ["run", "mnist"]
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*RUN, "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    for field in dataclasses.fields(RunMnist):
+        assert f"--{field.name.replace('_', '-')} " in told
+    for part in ("cosine:1.0:0.1", "{sgd,momentum,adam,adamw}", "0.01)", "10)"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of {run}"),
+        (["run"], "Expected one of {mnist}"),
+        (["fly"], "Unrecognized options: fly"),
+        (["run", "mist"], "Available subcommands: mnist"),
+        ([*RUN, "--limt", "3"], "Perhaps you meant: --limit;"),
+        ([*RUN, "--epochs", "many"], "--epochs: invalid literal"),
+        ([*RUN, "--optimizer", "sdg"], "invalid choice 'sdg'"),
+        ([*RUN, "--platform", "gpuu"], "invalid choice 'gpuu'"),
+        ([*RUN, "--clip", "clip_by_globl_norm"], "did you mean clip_by_global_norm"),
+        ([*RUN, "--clip", "clip_by_global_norm(od=2)"], "did you mean ord"),
+        ([*RUN, "--limit", "-1"], "`limit` is -1.0"),
+        ([*RUN, "--limit", "cosin:1:0.1"], "did you mean cosine"),
+        ([*RUN, "--batch-size", "201"], "there are 200 examples"),
+        ([*RUN, "--resume", "nowhere"], "nowhere is not the folder of a run"),
+        ([*RUN, "--out", "file"], "file cannot be written"),
+        ([*RUN, "--out", "file/below"], "file/below cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tiny_mnist, capsys, arguments, message):
+    Path("file").write_text("kept")
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert [path.name for path in Path().iterdir()] == ["file"]
+    assert Path("file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("damage", ["corrupted", "missing"])
+def test_bad_files_are_one_line_and_status_2(tmp_path, capsys, damage):
+    for name in data.CHECKSUMS["mnist"]:
+        (tmp_path / name).write_bytes((data.IN_REPOSITORY["mnist"] / name).read_bytes())
+    bad = tmp_path / data.TRAIN_LABELS
+    bad.write_bytes(b"x") if damage == "corrupted" else bad.unlink()
+    assert main([*RUN, "--mnist-dir", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert str(bad) in told
+    assert data.CHECKSUMS["mnist"][data.TRAIN_LABELS] in told
+    assert told.count("\n") == 1
+
+
+def test_a_stopped_run_is_told_how_to_go_on(monkeypatch, tiny_mnist, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.run.run", stop)
+    assert main(RUN) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_resuming_takes_the_options_of_the_run(monkeypatch, tiny_mnist, capsys):
+    taken = []
+    monkeypatch.setattr("experiments.run.run", lambda options, command: taken.append(options))
+    Path("run").mkdir()
+    kept = RunMnist(epochs=3, hidden=(8, 8), limit="0.5")
+    Path("run/config.json").write_text(json.dumps(kept.spelled_out()))
+    assert main([*RUN, "--resume", "run"]) == 0
+    assert main([*RUN, "--resume", "run", "--epochs", "10"]) == 0
+    resumed = dataclasses.replace(kept, resume=Path("run"))
+    assert taken == [resumed, dataclasses.replace(resumed, epochs=10)]
+
+
+@pytest.fixture
+def command(mnist_cache, tmp_path):
+    """Starts the command line in an empty folder, with what is prepared already."""
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "experiments", *RUN, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "JAXCLIP_CACHE": str(mnist_cache), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err == ""
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("mnist")
+def test_the_main_job_learns_the_digits(command, tmp_path):
+    out = finish(command())
+    last, kept = out.splitlines()[-2:]
+    accuracy = float(last.removeprefix("Accuracy: ").split(" %")[0])
+    assert 91 <= accuracy < 100
+    assert "clip rate" in last
+    [folder] = (tmp_path / "runs").iterdir()
+    assert kept == f"Kept in {folder.relative_to(tmp_path)}"
+    result = json.loads((folder / "result.json").read_text())
+    assert f"{100 * result['accuracy']:.2f}" == f"{accuracy:.2f}"
+    assert result["steps"] == 6000
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("mnist")
+def test_a_run_killed_in_mid_epoch_ends_bit_for_bit_as_if_it_had_not(command, tmp_path):
+    options = ["--epochs", "3", "--clip", "adaptive_grad_clip", "--optimizer", "momentum"]
+    finish(command(*options, "--out", "whole"))
+
+    process = command(*options, "--out", "killed")
+    assert process.stdout.readline().startswith("epoch 1/3")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    process.stderr.close()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    assert finish(command("--resume", "killed")).startswith("epoch 2/3")
+
+    whole, killed = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
+    )
+    assert {**killed, "seconds": 0} == {**whole, "seconds": 0}
+    for name in ("metrics.jsonl", "config.json"):
+        texts = [(tmp_path / run / name).read_text() for run in ("whole", "killed")]
+        assert texts[0].replace("whole", "killed") == texts[1]
+    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == list(range(1800))

@@ -1,0 +1,158 @@
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxclip
+from experiments import schedules, train
+from experiments.config import Config, Trial, trial
+from experiments.data import Data
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """A task that logs what it is given: the loss of a batch is the batch, its gradient (3, 4)."""
+
+    def init(self, key):
+        return jnp.zeros(2)
+
+    def loss(self, params, batch):
+        slope = jnp.array([3.0, 4.0]) @ params
+        return batch[0] + slope - jax.lax.stop_gradient(slope)
+
+    def score(self, params, test):
+        return params[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line through points: two parameters, and an error to be learned away."""
+
+    def init(self, key):
+        return {"slope": jax.random.normal(key), "height": jnp.zeros(())}
+
+    def loss(self, params, batch):
+        x, y = batch
+        return jnp.mean((params["slope"] * x + params["height"] - y) ** 2)
+
+    def score(self, params, test):
+        return -self.loss(params, test)
+
+
+NUMBERS = Data(train=np.arange(23, dtype=np.float32) * 1024, test=np.zeros(1, np.float32))
+POINTS = np.linspace(-1, 1, 40, dtype=np.float32)
+LINE = Data(train=(POINTS, 2 * POINTS + 1), test=(POINTS, 2 * POINTS + 1))
+LOGGED = Config(Log(), jaxclip.clip_by_global_norm, batch_size=1, epochs=3)
+FITTED = Config(Line(), jaxclip.clip_by_global_norm, batch_size=8, epochs=4)
+
+
+def fit(config, numbers, data):
+    return jax.jit(functools.partial(train.train, config))(numbers, data)
+
+
+@pytest.fixture(scope="module")
+def logged():
+    return fit(LOGGED, trial(learning_rate=0.5), NUMBERS)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return jax.jit(functools.partial(train.train, FITTED))
+
+
+def test_every_epoch_sees_every_example_once_in_an_order_of_its_own(logged):
+    for losses in np.asarray(logged.loss):
+        np.testing.assert_allclose(np.sort(losses), NUMBERS.train, atol=0.01)
+    orders = {tuple(losses) for losses in np.asarray(logged.loss).round()}
+    assert len(orders) == 3
+
+
+def test_what_does_not_fill_a_batch_is_left_out():
+    config = dataclasses.replace(LOGGED, batch_size=5)
+    shapes = jax.eval_shape(functools.partial(train.train, config), trial(), NUMBERS)
+    assert shapes.loss.shape == (3, 4)
+    assert shapes.score.shape == (3,)
+
+
+def test_the_clip_comes_before_the_optimizer(logged):
+    assert np.all(np.asarray(logged.norm) == 5)
+    assert np.all(np.asarray(logged.clipped) == 1)
+    # 23 steps of 0.5 along (0.6, 0.8)
+    np.testing.assert_allclose(logged.score[0], -23 * 0.5 * 0.6, rtol=1e-5)
+
+
+def test_the_clip_may_come_last():
+    config = dataclasses.replace(LOGGED, clip_last=True)
+    last = fit(config, trial(learning_rate=0.5), NUMBERS)
+    assert np.all(np.asarray(last.norm) == 2.5)
+    np.testing.assert_allclose(last.score[0], -23 * 0.6, rtol=1e-5)
+
+
+def test_the_limit_follows_its_schedule():
+    config = dataclasses.replace(LOGGED, schedule=schedules.linear)
+    limits = fit(config, trial(limit=2.0, last_limit=1.0, by=2 / 3), NUMBERS).limit
+    expected = np.interp(np.arange(69), [0, 46], [2, 1])
+    np.testing.assert_allclose(np.asarray(limits).ravel(), expected, rtol=1e-6)
+
+
+def test_a_clip_without_metrics_leaves_the_norm_of_the_gradient():
+    bare = fit(dataclasses.replace(LOGGED, clip=optax.clip_by_global_norm), trial(), NUMBERS)
+    assert np.all(np.asarray(bare.norm) == 5)
+    assert np.all(np.isnan(bare.limit))
+
+
+def test_epoch_by_epoch_is_the_same_training_bit_for_bit(fitted, equal):
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def epoch(numbers, state):
+        return train.epoch(FITTED, numbers, LINE, state)
+
+    numbers = trial(learning_rate=0.3)
+    state = train.init(FITTED, numbers, LINE)
+    epochs = []
+    for _ in range(FITTED.epochs):
+        state, history = epoch(numbers, state)
+        epochs.append(history)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *epochs)
+    assert equal(stacked, fitted(numbers, LINE))
+    assert int(state.epoch) == FITTED.epochs
+    assert stacked.loss[-1].mean() < 0.1 * stacked.loss[0].mean()
+
+
+def test_trials_run_side_by_side_as_they_run_alone(fitted):
+    many = [trial(0, 0.1, 1.0), trial(1, 0.05, 0.2), trial(2, 0.1, np.inf)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+    together = jax.jit(jax.vmap(functools.partial(train.train, FITTED), (0, None)))(stacked, LINE)
+    for index, numbers in enumerate(many):
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda leaf, index=index: leaf[index], together),
+            fitted(numbers, LINE),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+    assert fitted._cache_size() == 1
+
+
+def test_the_seed_decides_everything(fitted, equal):
+    assert equal(fitted(trial(5), LINE), fitted(trial(5), LINE))
+    assert not equal(fitted(trial(5), LINE), fitted(trial(6), LINE))
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam, optax.adamw])
+def test_any_optimizer_of_a_learning_rate_will_do(optimizer):
+    config = dataclasses.replace(FITTED, optimizer=optimizer)
+    with jax.numpy_dtype_promotion("standard"):  # Optax 0.2.8 promotes in Adam's bias correction
+        history = fit(config, trial(learning_rate=0.1), LINE)
+    assert history.score[-1] > history.score[0]
+
+
+def test_a_trial_is_all_arrays_and_a_config_is_hashable():
+    assert all(isinstance(number, jax.Array) and number.ndim == 0 for number in trial())
+    assert trial(limit=3.0).last_limit == 3.0
+    assert isinstance(trial(), Trial)
+    assert len({FITTED, dataclasses.replace(FITTED), LOGGED}) == 2
