@@ -136,8 +136,7 @@ def fit(
         "seconds": round(time.perf_counter() - start, 3),
         "parameters_sha256": runs.fingerprint(state.params),
     }
-    folder.finish(result)
-    return result
+    return folder.finish(result)
 
 
 def conclusion(result: dict[str, Any]) -> str:

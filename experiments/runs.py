@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
@@ -33,6 +34,7 @@ from experiments.errors import BadInput
 from experiments.train import History, State
 
 PACKAGES = ("jaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+MARGIN = 1 << 20  # bytes, for what surrounds the arrays of a checkpoint
 SERIES = ("loss", "norm", "limit", "clipped")
 
 
@@ -108,8 +110,21 @@ class Run:
         """Keeps the state, under the number of its epoch."""
         import orbax.checkpoint as ocp
 
+        # Asked first, because Orbax tells a full disk in hundreds of lines, from its own threads.
+        free = shutil.disk_usage(self.folder).free
+        wanted = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN
+        if free < wanted:
+            raise BadInput(
+                f"{self.folder} is on a disk with {free >> 10} KiB left, and a checkpoint may take "
+                f"{wanted >> 10}: make room, and go on with --resume {self.folder}"
+            )
         with self.checkpoints() as manager:
-            manager.save(int(state.epoch), args=ocp.args.StandardSave(state))
+            try:
+                manager.save(int(state.epoch), args=ocp.args.StandardSave(state))
+            except (OSError, ValueError) as error:
+                raise BadInput(
+                    f"the checkpoint cannot be written: {error}; go on with --resume {self.folder}"
+                ) from error
 
     def restore(self, like: State) -> State | None:
         """Returns the latest state that was kept, or None; `like` tells its shapes."""
@@ -128,9 +143,10 @@ class Run:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         return ocp.CheckpointManager((self.folder / "checkpoints").resolve(), options=options)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes how the run ended."""
+    def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes how the run ended, and returns what is written."""
         atomic.write_text(self.folder / "result.json", f"{to_json(result, indent=2)}\n")
+        return plain(result)
 
 
 def create(folder: Path | None, name: str, config: Mapping[str, Any]) -> Run:

@@ -16,7 +16,7 @@ from experiments import config, schedules
 from experiments.errors import BadInput
 
 SHAPES = {"linear": schedules.linear, "cosine": schedules.cosine, "step": schedules.step}
-FORM = "give its name, with literals for arguments, such as clip_by_global_norm or zclip(z=3.0)"
+FORM = "give its name, with literals for arguments, such as clip_by_leaf_norm(ord=1)"
 
 
 class Limit(NamedTuple):
@@ -67,6 +67,9 @@ class Clip:
     """
 
     text: str
+
+    def __str__(self) -> str:
+        return self.text
 
     def __call__(self, limit: config.Limit | float) -> optax.GradientTransformationExtraArgs:
         """Returns the clip with this limit, if it takes one and its text does not give it."""

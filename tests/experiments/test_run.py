@@ -77,6 +77,11 @@ def test_a_run_that_stops_ends_as_if_it_had_not(tiny_mnist, monkeypatch, finishe
     assert Path("run/metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
 
 
+def test_a_training_that_diverges_says_so():
+    result = {"accuracy": 0.098, "clip_rate": 0.0, "norm_median": None, "norm_max": None}
+    assert "norm: median not finite, maximum not finite" in run.conclusion(result)
+
+
 def test_a_run_that_has_ended_only_says_so_again(tiny_mnist, finished, monkeypatch, capsys):
     folder, result = finished
     monkeypatch.setattr(run, "epoch", None)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,13 @@ def test_a_state_comes_back_bit_for_bit_from_the_latest_checkpoint(run, equal):
     assert equal(restored, state(3))
 
 
+def test_a_full_disk_is_told_before_anything_is_written(run, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000 << 10))
+    with pytest.raises(BadInput, match=r"1000 KiB left.*--resume"):
+        run.save(state(1))
+    assert not (run.folder / "checkpoints").exists()
+
+
 def test_half_a_checkpoint_does_not_count(run, equal):
     run.save(state(1))
     half = run.folder / "checkpoints" / "2.orbax-checkpoint-tmp"
@@ -129,6 +137,7 @@ def test_the_result_is_there_whole_or_not_at_all(run):
 def test_a_second_process_is_kept_out(run):
     code = f"""
 import sys
+from types import SimpleNamespace
 from pathlib import Path
 from experiments import runs
 from experiments.errors import BadInput
