@@ -19,7 +19,8 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import shrinks
-from .measures import Measure, Norms, scale, whole
+from .leaves import scale
+from .measures import Measure, Norms, whole
 from .metrics import ClipMetrics, initial, observed, pooled, share
 from .norms import lp, on_one_device
 from .shrinks import Shrink
@@ -91,7 +92,7 @@ def clip(
       >>> gradient = {"w": jnp.array([3.0, 4.0])}
       >>> updates, state = tx.update(gradient, tx.init(gradient))
       >>> print(updates["w"])
-      [0.5      0.6666667]
+      [0.5       0.6666667]
     """
     if nonfinite not in ("propagate", "zero"):
         raise ValueError(
@@ -139,7 +140,7 @@ def clip(
         shrunk = [(f < 1) & jnp.isfinite(n) for n, f in zip(norms, factors, strict=True)]
         step = state.step + 1
         sizes = pooled(norms, clipped_norms, limits)
-        seen = observed(state.metrics[name], *sizes, share(shrunk), step)
+        seen = observed(state.metrics[name], sizes, share(shrunk), step)
         updates = rescale(structure.unflatten(factors))
         return updates, ClipState(step, threshold_states, {name: seen})
 
@@ -208,6 +209,22 @@ def as_thresholds(limits: PyTree[Limitable | None]) -> PyTree[Threshold]:
     )
 
 
+def given_limits(
+    thresholds: PyTree[Threshold], arrays: PyTree[Array], step: Int[Array, ""], dtype: jnp.dtype
+) -> list[Array]:
+    """The limit of each array, by thresholds that neither look at a norm nor remember any."""
+    zero, now = jnp.zeros((), dtype), Now(step, None, {})
+    return [
+        jnp.maximum(jnp.asarray(one.update(zero, (), now)[0], dtype), 0)
+        for one, _ in matched(thresholds, arrays)
+    ]
+
+
+def is_threshold(x: Any) -> bool:
+    """Whether `x` is a threshold, a leaf in a tree of limits."""
+    return isinstance(x, Threshold)
+
+
 def _over_blocks(of_one_block: Callable, ndim: int) -> Callable:
     """Maps a function of one block over an array of blocks of any rank."""
     for _ in range(ndim):
@@ -245,9 +262,9 @@ def matched(thresholds: PyTree, norms: Norms) -> list[tuple[Threshold, Any]]:
             "of these a limit; None means unlimited."
         )
     try:
-        spread = jax.tree.broadcast(thresholds, norms, is_leaf=_is_threshold)
+        spread = jax.tree.broadcast(thresholds, norms, is_leaf=is_threshold)
     except ValueError as error:
-        given = jax.tree.structure(thresholds, is_leaf=_is_threshold)
+        given = jax.tree.structure(thresholds, is_leaf=is_threshold)
         raise ValueError(
             f"The limits have the structure {given}, which is no prefix of that of the norms, "
             f"{jax.tree.structure(norms)}. Give one limit for all, or a limit for every block."
@@ -256,12 +273,8 @@ def matched(thresholds: PyTree, norms: Norms) -> list[tuple[Threshold, Any]]:
 
 
 def _leaves(thresholds: PyTree) -> list[Threshold]:
-    return jax.tree.leaves(thresholds, is_leaf=_is_threshold)
-
-
-def _is_threshold(x: Any) -> bool:
-    return isinstance(x, Threshold)
+    return jax.tree.leaves(thresholds, is_leaf=is_threshold)
 
 
 def _is_limit(x: Any) -> bool:
-    return x is None or _is_threshold(x) or callable(x)
+    return x is None or is_threshold(x) or callable(x)

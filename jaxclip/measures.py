@@ -19,11 +19,12 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from . import norms
+from .leaves import Path, is_measured, leaves_with_path, measured, replaced, scale
+from .singular import decomposed, matrix, recomposed
 
 Norms = PyTree[Float[Array, "..."]]
 Factors = PyTree[Float[Array, "..."]]
 Measure = Callable[[optax.Updates], tuple[Norms, Callable[[Factors], optax.Updates]]]
-Path = jax.tree_util.KeyPath
 Axes = int | tuple[int, ...] | Callable[[Path, Array], int | tuple[int, ...]]
 
 
@@ -189,28 +190,35 @@ def per_unit(axes: Axes | None = None, norm: norms.Norm = norms.l2) -> Measure:
     return per_slice(axes, norm)
 
 
-def scale(x: Any, factor: Float[Array, "..."]) -> Any:
-    """Multiplies by a factor in float32 at least; exactly nothing at 1, exactly zero at 0.
+def singular_values() -> Measure:
+    r"""Every singular direction of every matrix is a block.
 
-    What cannot be measured is returned as it is.
+    $$G = U \,\mathrm{diag}(n_1, \dots, n_k)\, V^\top$$
+
+    A kernel of more than two axes counts as the matrix of its last axis against all others; a
+    vector as a matrix of one row, whose singular value is its norm.
+
+    Returns:
+      A measure whose norms have the structure of the updates, with the singular values of each.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> values, rescale = singular_values()(jnp.diag(jnp.array([1.0, 3.0])))
+      >>> print(values)
+      [3. 1.]
     """
-    if not is_measured(x):
-        return x
-    x = jnp.asarray(x)
-    product = x.astype(norms.working_dtype(x.dtype)) * factor.astype(norms.working_dtype(x.dtype))
-    # By selection and not by arithmetic: 0 * nan is nan, and 1 * x flushes the smallest numbers.
-    moved = jnp.where(factor == 0, jnp.zeros((), x.dtype), product.astype(x.dtype))
-    return jnp.where(factor == 1, x, moved)
 
+    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
+        leaves, treedef = jax.tree.flatten(measured(updates))
+        parts = [decomposed(matrix(x)) for x in leaves]
 
-def leaves_with_path(tree: PyTree) -> tuple[list[tuple[Path, Any]], Any]:
-    """Flattens a tree, with paths that are the same at `init` and at every update.
+        def rescale(factors: Factors) -> optax.Updates:
+            by_leaf = zip(parts, treedef.flatten_up_to(factors), leaves, strict=True)
+            return replaced(updates, treedef.unflatten([recomposed(*one) for one in by_leaf]))
 
-    Flax NNX gives `init` variables, whose path ends in `.value`, and `update` the arrays in them.
-    """
-    entries, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    value = jax.tree_util.GetAttrKey("value")
-    return [(path[:-1] if path[-1:] == (value,) else path, x) for path, x in entries], treedef
+        return treedef.unflatten([values for _, values, _ in parts]), rescale
+
+    return measure
 
 
 def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm) -> Measure:
@@ -248,17 +256,6 @@ def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:
             "the leaves apart."
         )
     return tuple(sorted({axis % x.ndim for axis in axes}))
-
-
-def measured(updates: optax.Updates) -> optax.Updates:
-    """Returns the updates, with None for what has no norm."""
-    return jax.tree.map(lambda x: jnp.asarray(x) if is_measured(x) else None, updates)
-
-
-def is_measured(x: Any) -> bool:
-    """Whether a leaf has a norm: it is floating or complex."""
-    dtype = getattr(x, "dtype", None)
-    return isinstance(x, float | complex) if dtype is None else jnp.issubdtype(dtype, jnp.inexact)
 
 
 def _spread(prefix: PyTree, tree: PyTree) -> list:

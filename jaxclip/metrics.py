@@ -42,13 +42,15 @@ def initial(dtype: jnp.dtype) -> ClipMetrics:
 
 def observed(
     before: ClipMetrics,
-    norm: Float[Array, ""],
-    clipped_norm: Float[Array, ""],
-    limit: Float[Array, ""],
+    sizes: Sequence[Float[Array, ""]],
     clipped: Float[Array, ""],
     steps: Int[Array, ""],
 ) -> ClipMetrics:
-    """Returns the metrics after one more step, which makes it `steps` in all."""
+    """Returns the metrics after one more step, which makes it `steps` in all.
+
+    The sizes are those of the norm, the clipped norm and the limit.
+    """
+    norm, clipped_norm, limit = sizes
     dtype = before.norm.dtype
     shrank = (clipped > 0).astype(dtype)
     return ClipMetrics(

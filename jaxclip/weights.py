@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from . import measures
+from . import leaves, measures
 from .core import NonfiniteOptions, clip
 from .methods.named import method
 from .methods.value import clip_by_value
 from .thresholds import Limitable
 
-FanIn = Callable[[measures.Path, Array], int | None]
+FanIn = Callable[[leaves.Path, Array], int | None]
 
 
 @method()
@@ -111,14 +111,14 @@ def _projection(
 
 def _moved(update: Any, param: Any) -> Any:
     """The parameter after the update; what cannot be updated stays."""
-    if not measures.is_measured(update):
+    if not leaves.is_measured(update):
         return param
     return param + update.astype(param.dtype)
 
 
 def _way(update: Any, param: Any, moved: Any, clipped: Any) -> Any:
     """The update that leads to the clipped parameter."""
-    if not measures.is_measured(update):
+    if not leaves.is_measured(update):
         return update
     # What is within the limit keeps its update to the bit, which `(w + u) - w` would not.
     return jnp.where(clipped == moved, update, (clipped - param).astype(update.dtype))
@@ -134,17 +134,17 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
     def measure(params: optax.Params) -> tuple[measures.Norms, Callable]:
         inputs_of = fan_in or _of_kernels(params)
 
-        def weight(path: measures.Path, x: Array) -> float | None:
-            inputs = inputs_of(path, x) if measures.is_measured(x) else None
+        def weight(path: leaves.Path, x: Array) -> float | None:
+            inputs = inputs_of(path, x) if leaves.is_measured(x) else None
             return None if inputs is None else math.sqrt(inputs)
 
-        entries, treedef = measures.leaves_with_path(params)
+        entries, treedef = leaves.leaves_with_path(params)
         weights = treedef.unflatten([weight(path, x) for path, x in entries])
         bounded = jax.tree.map(lambda x, w: None if w is None else x, params, weights)
         norms, rescale = measures.per_entry()(bounded)
 
         def rescale_all(factors: measures.Factors) -> optax.Params:
-            return jax.tree.map(lambda x, y: x if y is None else y, params, rescale(factors))
+            return leaves.replaced(params, rescale(factors))
 
         return jax.tree.map(lambda n, w: n * w, norms, weights), rescale_all
 
@@ -153,13 +153,13 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
 
 def _of_kernels(params: optax.Params) -> FanIn:
     """The fan-in of kernels, and of the vectors beside them."""
-    entries, _ = measures.leaves_with_path(params)
+    entries, _ = leaves.leaves_with_path(params)
     kernels: dict[tuple, int] = {}
     for path, x in entries:
         if jnp.ndim(x) > 1:
             kernels[(path[:-1], x.shape[-1])] = math.prod(x.shape[:-1])
 
-    def fan_in(path: measures.Path, x: Array) -> int | None:
+    def fan_in(path: leaves.Path, x: Array) -> int | None:
         return kernels.get((path[:-1], x.shape[-1])) if jnp.ndim(x) else None
 
     return fan_in

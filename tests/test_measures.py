@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip import measures, norms
+from jaxclip import leaves, measures, norms
 from tests.helpers import close, same_bits, tree
 
 ALL = {
@@ -67,12 +67,12 @@ def test_measures_take_any_norm_and_group():
 
 def test_measures_scale_in_float32_and_by_selection():
     half = jnp.array([1.0, 3.0], jnp.bfloat16)
-    assert measures.scale(half, jnp.array(1 / 3)).dtype == jnp.bfloat16
+    assert leaves.scale(half, jnp.array(1 / 3)).dtype == jnp.bfloat16
     np.testing.assert_array_equal(
-        measures.scale(jnp.array([jnp.nan, jnp.inf]), jnp.array(0.0)), [0, 0]
+        leaves.scale(jnp.array([jnp.nan, jnp.inf]), jnp.array(0.0)), [0, 0]
     )
-    assert measures.scale("text", jnp.array(0.0)) == "text"
-    assert np.isnan(measures.scale(jnp.ones(2), jnp.array(jnp.nan))).all()
+    assert leaves.scale("text", jnp.array(0.0)) == "text"
+    assert np.isnan(leaves.scale(jnp.ones(2), jnp.array(jnp.nan))).all()
 
 
 def test_measures_take_python_numbers():

@@ -1,12 +1,20 @@
 """Methods whose limit is relative to the parameters."""
 
-from typing import Unpack
+from collections.abc import Callable
+from typing import Any, Unpack
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
-from .. import measures, thresholds
-from ..core import ClipOptions, clip
+from .. import measures, norms, thresholds
+from ..core import ClipOptions, NonfiniteOptions, clip
+from ..leaves import is_measured
+from ..thresholds import checked
 from .named import method
+
+Number = float | Array
 
 
 @method("axes")
@@ -49,3 +57,71 @@ def adaptive_grad_clip(
       two axes of a kernel of rank 3.
     """
     return clip(measures.per_unit(axes), thresholds.relative(ratio, eps=eps), **options)
+
+
+@method()
+def clippy(
+    relative: Number = 0.1, absolute: Number = 1e-7, **options: Unpack[NonfiniteOptions]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales every array's update so that no parameter moves by more than a share of itself.
+
+    $$u'_l = u_l \min\Big(1, \min_i \frac{\lambda\,|w_{l,i}| + \kappa}{|u_{l,i}|}\Big)$$
+
+    Args:
+      relative: $\lambda$.
+      absolute: $\kappa$. A single weight that is zero holds its whole array back to about it.
+      **options: `nonfinite` and `name`, as in `clip`.
+
+    Returns:
+      The transformation, to be chained after the learning rate; its `update` needs `params`. Its
+      metrics are of $\max_i |u_i| / (\lambda |w_i| + \kappa)$, whose limit is 1.
+
+    Raises:
+      ValueError: at the first update, if it was given no `params`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clippy(0.1, absolute=0.0)
+      >>> weights, updates = jnp.array([1.0, 2.0]), jnp.array([-0.2, 0.1])
+      >>> print(tx.update(updates, tx.init(weights), weights)[0])
+      [-0.1   0.05]
+
+    Source:
+      Tang et al. 2023, arXiv 2302.09178; `shrink_by_references` of TensorFlow Recommenders.
+    """
+    relative, absolute = checked("relative", relative), checked("absolute", absolute)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise ValueError(
+                "`params` is missing, but the updates are bounded by the parameters. Call "
+                "`update(updates, state, params)`."
+            )
+        measure = _against(lambda w: relative * jnp.abs(w) + absolute, params)
+        return clip(measure, 1.0, **options).update(updates, state)
+
+    return optax.GradientTransformationExtraArgs(
+        clip(measures.per_leaf(norms.linf), 1.0, **options).init, update
+    )
+
+
+def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.Measure:
+    """Every leaf is a block, and its norm the largest ratio of an entry to its own bound."""
+
+    def ratio(u: Any, w: Any) -> Any:
+        if not is_measured(u):
+            return u
+        size = jnp.abs(u.astype(norms.working_dtype(u.dtype)))
+        most = bound(w.astype(size.dtype))
+        # What must not move at all is as far beyond its bound as a number can be.
+        infinitely = jnp.where(size > 0, jnp.finfo(size.dtype).max, 0)
+        return jnp.where(most > 0, size / jnp.where(most > 0, most, 1), infinitely)
+
+    def measure(updates: optax.Updates) -> tuple[measures.Norms, Callable]:
+        ratios = jax.tree.map(ratio, updates, params, is_leaf=lambda x: x is None)
+        _, rescale = measures.per_leaf(norms.linf)(updates)
+        return measures.per_leaf(norms.linf)(ratios)[0], rescale
+
+    return measure

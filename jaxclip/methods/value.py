@@ -9,11 +9,12 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from .. import shrinks
-from ..core import ClipState, Nonfinite, as_thresholds, clip, matched
-from ..measures import measured, per_entry, scale
+from ..core import ClipState, Nonfinite, as_thresholds, clip, given_limits, is_threshold
+from ..leaves import measured, replaced, scale
+from ..measures import per_entry
 from ..metrics import observed, share
 from ..norms import l2, rms, working_dtype
-from ..thresholds import Limitable, Now, Threshold
+from ..thresholds import Limitable
 from .named import method
 
 
@@ -46,7 +47,7 @@ def clip_by_value(
       `optax.clip`, `torch.nn.utils.clip_grad_value_`.
     """
     by_factor = clip(per_entry(), limit, nonfinite=nonfinite, name=name)
-    if any(isinstance(one, Threshold) for one in jax.tree.leaves(limit, is_leaf=_is_threshold)):
+    if any(map(is_threshold, jax.tree.leaves(limit, is_leaf=is_threshold))):
         return by_factor  # a threshold may want to see, and to learn from, every entry
     thresholds = as_thresholds(limit)
 
@@ -54,23 +55,21 @@ def clip_by_value(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays = measured(updates)
+        arrays, structure = jax.tree.flatten(measured(updates))
         before = state.metrics[name]
-        zero, now = jnp.zeros_like(before.norm), Now(state.step, None, extra_args)
-        pairs = [
-            (x, jnp.maximum(jnp.asarray(one.update(zero, (), now)[0], zero.dtype), 0))
-            for one, x in matched(thresholds, arrays)
-        ]
+        dtype = before.norm.dtype
+        limits = given_limits(thresholds, structure.unflatten(arrays), state.step, dtype)
+        pairs = list(zip(arrays, limits, strict=True))
         clamped = [_clamp(x, limit, nonfinite) for x, limit in pairs]
-        entries = max(1, sum(x.size for x, _ in pairs))
+        sizes = rms([arrays, clamped], [(), ()])
+        entries = max(1, sum(x.size for x in arrays))
         weighted = [limit * math.sqrt(x.size / entries) for x, limit in pairs]
-        norm, clipped_norm = rms([[x for x, _ in pairs], clamped], [(), ()])
-        shrunk = [(jnp.abs(x).astype(zero.dtype) > c) & jnp.isfinite(x) for x, c in pairs]
+        shrunk = [(jnp.abs(x).astype(dtype) > c) & jnp.isfinite(x) for x, c in pairs]
         step = state.step + 1
-        seen = observed(before, norm, clipped_norm, *l2([weighted], [()]), share(shrunk), step)
-        by_leaf = jax.tree.unflatten(jax.tree.structure(arrays), clamped)
-        updates = jax.tree.map(lambda x, u: x if u is None else u, updates, by_leaf)
-        return updates, ClipState(step, state.thresholds, {name: seen})
+        seen = observed(before, [*sizes, *l2([weighted], [()])], share(shrunk), step)
+        return replaced(updates, structure.unflatten(clamped)), ClipState(
+            step, state.thresholds, {name: seen}
+        )
 
     return optax.GradientTransformationExtraArgs(by_factor.init, update)
 
@@ -84,7 +83,3 @@ def _clamp(x: Array, limit: Float[Array, ""], nonfinite: Nonfinite) -> Array:
         clamped = jnp.clip(x.astype(wide.dtype), -wide, wide).astype(x.dtype)
     bad = jnp.array(0 if nonfinite == "zero" else jnp.nan, x.dtype)
     return jnp.where(jnp.isfinite(x), clamped, bad)
-
-
-def _is_threshold(x: Any) -> bool:
-    return isinstance(x, Threshold)

@@ -1,4 +1,4 @@
-r"""Thresholds: how large a block may be.
+r"""What a threshold is, and those without a memory.
 
 A threshold is two pure functions written for one block. It never sees a tree, and never a norm that
 is nan or infinite: `clip` maps it over the blocks, counts the steps, and leaves the state of a
@@ -10,7 +10,7 @@ turns each into the last.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,33 @@ class Threshold(NamedTuple):
 
 
 Limitable = float | Array | Schedule | Threshold
+Feed = Literal["clipped", "raw", "normal"]
+
+
+def fed(feed: Feed, norm: Norm, limit: Limit, memory: Limit) -> Limit:
+    """What a memory takes in: the clipped norm, the raw one, or that of blocks within the limit."""
+    if feed == "raw":
+        return norm
+    return jnp.minimum(norm, limit) if feed == "clipped" else jnp.where(norm <= limit, norm, memory)
+
+
+def choice(name: str, value: Any, *known: str) -> Any:
+    """Returns one of the known words, and refuses any other."""
+    if value not in known:
+        raise ValueError(f"`{name}` is {value!r}. Give one of {', '.join(map(repr, known))}.")
+    return value
+
+
+def whole_number(name: str, value: Any, at_least: int) -> int:
+    """Returns a Python integer that decides a shape, and refuses what does not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"`{name}` is {value!r}, of type {type(value).__name__}. It decides a shape, so it "
+            "must be a Python integer; under `optax.inject_hyperparams` name it in `static_args`."
+        )
+    if value < at_least:
+        raise ValueError(f"`{name}` is {value}. Give {at_least} or more.")
+    return value
 
 
 def constant(limit: float | Limit) -> Threshold:
@@ -70,7 +97,7 @@ def constant(limit: float | Limit) -> Threshold:
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.constant(1.0))
     """
     limit = checked("limit", limit)
-    return _stateless(lambda norm, now: limit)
+    return stateless(lambda norm, now: limit)
 
 
 def scheduled(schedule: Schedule) -> Threshold:
@@ -86,7 +113,7 @@ def scheduled(schedule: Schedule) -> Threshold:
       >>> limit = jaxclip.thresholds.scheduled(optax.cosine_decay_schedule(1.0, 1000))
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), limit)
     """
-    return _stateless(lambda norm, now: schedule(now.step))
+    return stateless(lambda norm, now: schedule(now.step))
 
 
 def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
@@ -114,42 +141,7 @@ def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
         assert now.param_norm is not None  # `reads_params`
         return ratio * jnp.maximum(now.param_norm, eps)
 
-    return _stateless(limit)._replace(reads_params=True)
-
-
-def lowest(*limits: Limitable) -> Threshold:
-    r"""The lowest of several limits.
-
-    $$\tau = \min_i \tau_i$$
-
-    Args:
-      *limits: $\tau_i$, numbers, arrays, schedules or thresholds. All of them see every norm.
-
-    Raises:
-      ValueError: there are none.
-
-    Example:
-      >>> import jaxclip
-      >>> from jaxclip.thresholds import lowest, relative
-      >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), lowest(1.0, relative(0.01)))
-    """
-    if not limits:
-        raise ValueError(
-            "`lowest` got no limits, and there is no lowest of none. Give one or more."
-        )
-    parts = [as_threshold(limit) for limit in limits]
-
-    def init(norm: Norm) -> tuple:
-        return tuple(part.init(norm) for part in parts)
-
-    def update(norm: Norm, state: tuple, now: Now) -> tuple[Limit, tuple]:
-        limits, states = zip(
-            *[part.update(norm, s, now) for part, s in zip(parts, state, strict=True)],
-            strict=True,
-        )
-        return jnp.min(jnp.stack([jnp.asarray(limit, norm.dtype) for limit in limits])), states
-
-    return Threshold(init, update, any(part.reads_params for part in parts))
+    return stateless(limit)._replace(reads_params=True)
 
 
 def as_threshold(limit: Limitable, *, name: str = "limit") -> Threshold:
@@ -174,7 +166,7 @@ def as_threshold(limit: Limitable, *, name: str = "limit") -> Threshold:
     if callable(limit):
         return scheduled(limit)
     limit = checked(name, limit)
-    return _stateless(lambda norm, now: limit)
+    return stateless(lambda norm, now: limit)
 
 
 def checked(name: str, value: Any, *, at_least: float = 0, at_most: float = math.inf) -> Any:
@@ -209,5 +201,6 @@ def checked(name: str, value: Any, *, at_least: float = 0, at_most: float = math
     raise TypeError(f"`{name}` is {value!r}, of type {type(value).__name__}. Give {wanted}.")
 
 
-def _stateless(limit: Callable[[Norm, Now], Any]) -> Threshold:
+def stateless(limit: Callable[[Norm, Now], Any]) -> Threshold:
+    """A threshold without a memory, from a function `(norm, now) -> limit`."""
     return Threshold(lambda norm: (), lambda norm, state, now: (limit(norm, now), state))

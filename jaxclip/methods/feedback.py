@@ -1,0 +1,44 @@
+"""Methods that lose nothing of what they clip away."""
+
+from typing import Unpack
+
+import optax
+from jaxtyping import PyTree
+
+from ..core import NonfiniteOptions
+from ..thresholds import Limitable
+from ..wrappers import with_error_feedback
+from .named import method
+from .value import clip_by_value
+
+
+@method()
+def u_clip(
+    limit: PyTree[Limitable | None], **options: Unpack[NonfiniteOptions]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips every entry, and adds what was clipped away to the next gradient.
+
+    $$u_t = \mathrm{clip}(g_t + \Delta_t, -\tau, \tau), \qquad \Delta_{t+1} = g_t + \Delta_t - u_t$$
+
+    Args:
+      limit: $\tau$.
+      **options: `nonfinite` and `name`, as in `clip`.
+
+    Returns:
+      The transformation; its state is as large as the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = u_clip(1.0)
+      >>> state = tx.init(jnp.zeros(1))
+      >>> for gradient in (2.5, 0.0, 0.0):
+      ...     update, state = tx.update(jnp.array([gradient]), state)
+      ...     print(update)
+      [1.]
+      [1.]
+      [0.5]
+
+    Source:
+      Elesedy, Hutter 2023, arXiv 2302.02971.
+    """
+    return with_error_feedback(clip_by_value(limit, **options))

@@ -1,0 +1,77 @@
+"""Thresholds made of others."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .base import Limit, Limitable, Norm, Now, Threshold, as_threshold
+
+
+def lowest(*limits: Limitable) -> Threshold:
+    r"""The lowest of several limits.
+
+    $$\tau = \min_i \tau_i$$
+
+    Args:
+      *limits: $\tau_i$, numbers, arrays, schedules or thresholds. All of them see every norm.
+
+    Raises:
+      ValueError: there are none.
+
+    Example:
+      >>> import jaxclip
+      >>> from jaxclip.thresholds import lowest, relative
+      >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), lowest(1.0, relative(0.01)))
+    """
+    if not limits:
+        raise ValueError(
+            "`lowest` got no limits, and there is no lowest of none. Give one or more."
+        )
+    parts = [as_threshold(limit) for limit in limits]
+
+    def init(norm: Norm) -> tuple:
+        return tuple(part.init(norm) for part in parts)
+
+    def update(norm: Norm, state: tuple, now: Now) -> tuple[Limit, tuple]:
+        limits, states = zip(
+            *[part.update(norm, s, now) for part, s in zip(parts, state, strict=True)],
+            strict=True,
+        )
+        return jnp.min(jnp.stack([jnp.asarray(limit, norm.dtype) for limit in limits])), states
+
+    return Threshold(init, update, any(part.reads_params for part in parts))
+
+
+def warmup_then(warmup: int | Array, before: Limitable, after: Limitable) -> Threshold:
+    r"""One limit for the first steps, and another for all that follow.
+
+    $$\tau_t = \tau^{\mathrm{before}}_t \text{ if } t < T \text{ else } \tau^{\mathrm{after}}_t$$
+
+    Args:
+      warmup: $T$, in steps.
+      before: the limit of the first $T$ steps.
+      after: the limit that follows. It sees the norms of the warm-up, too, and learns from them.
+
+    Example:
+      >>> import jaxclip
+      >>> limit = jaxclip.thresholds.warmup_then(1000, 10.0, 1.0)
+      >>> tx = jaxclip.clip(jaxclip.measures.whole(), limit)
+
+    Source:
+      The warm-up of the limit in OLMo.
+    """
+    first, second = as_threshold(before, name="before"), as_threshold(after, name="after")
+
+    def init(norm: Norm) -> tuple:
+        return first.init(norm), second.init(norm)
+
+    def update(norm: Norm, state: Any, now: Now) -> tuple[Limit, tuple]:
+        early, first_state = first.update(norm, state[0], now)
+        late, second_state = second.update(norm, state[1], now)
+        limit = jnp.where(
+            now.step < warmup, jnp.asarray(early, norm.dtype), jnp.asarray(late, norm.dtype)
+        )
+        return limit, (first_state, second_state)
+
+    return Threshold(init, update, first.reads_params or second.reads_params)

@@ -1,0 +1,133 @@
+"""Thresholds that remember the last norms themselves."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .base import Limit, Norm, Now, Threshold, checked, whole_number
+
+Number = float | Array
+
+
+class Window(NamedTuple):
+    """The last values, in a ring, and how many there have ever been."""
+
+    values: Float[Array, " window"]
+    seen: Int[Array, ""]
+
+
+def empty(window: int, dtype: jnp.dtype) -> Window:
+    """A window without values."""
+    return Window(jnp.zeros(window, dtype), jnp.zeros((), jnp.int32))
+
+
+def push(window: Window, value: Norm) -> Window:
+    """Puts one more value in, in place of the oldest."""
+    here = jnp.arange(window.values.size) == window.seen % window.values.size
+    return Window(jnp.where(here, value, window.values), window.seen + 1)
+
+
+def mean_and_deviation(window: Window, ddof: int = 0) -> tuple[Norm, Norm]:
+    """Returns mean and standard deviation of the values; 0 and 0 of none."""
+    held = jnp.arange(window.values.size) < window.seen
+    number = jnp.minimum(window.seen, window.values.size).astype(window.values.dtype)
+    mean = jnp.sum(jnp.where(held, window.values, 0)) / jnp.maximum(number, 1)
+    squares = jnp.sum(jnp.where(held, jnp.square(window.values - mean), 0))
+    return mean, jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
+
+
+def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
+    r"""A limit of some standard deviations above the mean of the last norms.
+
+    $$\tau_t = \mu + k \max(\sigma, 10^{-6})$$
+
+    of the last $N$ finite norms before this one, as they were before the clip. There is no limit
+    before there are $\max(2, N/2)$ of them.
+
+    Args:
+      sigma: $k$.
+      window: $N$; the state holds as many numbers for every block.
+
+    Example:
+      >>> import jaxclip
+      >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.history(3.0))
+
+    Source:
+      `clip_update_by_historical_norm` of Levanter.
+    """
+    sigma, window = checked("sigma", sigma), whole_number("window", window, 2)
+
+    def init(norm: Norm) -> Window:
+        return empty(window, norm.dtype)
+
+    def update(norm: Norm, state: Window, now: Now) -> tuple[Limit, Window]:
+        mean, deviation = mean_and_deviation(state)
+        limit = mean + sigma * jnp.maximum(deviation, 1e-6)
+        enough = state.seen >= max(2, window // 2)
+        return jnp.where(enough, limit, jnp.inf), push(state, norm)
+
+    return Threshold(init, update)
+
+
+class SortedWindow(NamedTuple):
+    """A window, and the same values in order, with `inf` for those that are still to come."""
+
+    window: Window
+    ordered: Float[Array, " window"]
+
+
+def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
+    r"""A quantile of the last norms, this one included.
+
+    $$\tau_t = Q_q(n_{t-N+1}, \dots, n_t)$$
+
+    with linear interpolation, as `numpy.quantile`; of what there is while there are less than $N$.
+
+    Args:
+      quantile: $q$, from 0 to 1.
+      window: $N$; the state holds twice as many numbers for every block. They are kept in order, so
+        that a step costs a shift of the window and not a sort. `geometric_quantile` tracks a
+        quantile with a single number.
+
+    Example:
+      >>> import jaxclip
+      >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.quantile(0.1))
+
+    Source:
+      Seetharaman et al. 2020 (AutoClip), arXiv 2007.14469, over a window.
+    """
+    share = checked("quantile", quantile, at_most=1)
+    window = whole_number("window", window, 1)
+
+    def init(norm: Norm) -> SortedWindow:
+        return SortedWindow(empty(window, norm.dtype), jnp.full(window, jnp.inf, norm.dtype))
+
+    def update(norm: Norm, state: SortedWindow, now: Now) -> tuple[Limit, SortedWindow]:
+        ring, ordered = state
+        oldest = ring.values[ring.seen % window]
+        leaving = jnp.where(ring.seen < window, jnp.inf, oldest)
+        ordered = _replaced(ordered, leaving, norm)
+        ring = push(ring, norm)
+        last = (jnp.minimum(ring.seen, window) - 1).astype(norm.dtype)
+        position = share * last
+        below = jnp.floor(position).astype(jnp.int32)
+        above = jnp.ceil(position).astype(jnp.int32)
+        low, high = ordered[below], ordered[above]
+        return low + (high - low) * (position - jnp.floor(position)), SortedWindow(ring, ordered)
+
+    return Threshold(init, update)
+
+
+def _replaced(
+    ordered: Float[Array, " window"], leaving: Norm, coming: Norm
+) -> Float[Array, " window"]:
+    """Takes one value out of an ordered array and puts another in, in order."""
+    index = jnp.arange(ordered.size)
+    end = jnp.full(1, jnp.inf, ordered.dtype)
+    without = jnp.where(
+        index < jnp.sum(ordered < leaving), ordered, jnp.concatenate([ordered[1:], end])
+    )
+    place = jnp.sum(without < coming)
+    after = jnp.concatenate([end, without[:-1]])
+    return jnp.where(index < place, without, jnp.where(index == place, coming, after))
