@@ -105,7 +105,8 @@ def clip(
     def init(params: optax.Params) -> ClipState:
         with on_one_device():  # `init` runs outside of the map that `across` is for
             norms = jax.eval_shape(lambda updates: measure(updates)[0], params)
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(norms))
+        dtypes = [norm.dtype for norm in jax.tree.leaves(norms)]
+        dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
         states = tuple(
             _over_blocks(one.init, norm.ndim)(jnp.zeros_like(norm, dtype))
             for one, norm in matched(thresholds, norms)

@@ -72,7 +72,8 @@ def pooled(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
 
 def share(blocks: Sequence[Bool[Array, "..."]]) -> Float[Array, ""]:
     """The share of the blocks of which something is true."""
-    true = sum((jnp.sum(block) for block in blocks), start=jnp.zeros((), jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    true = sum((jnp.sum(block, dtype=jnp.int32) for block in blocks), start=none)
     return true.astype(jnp.float32) / max(1, sum(block.size for block in blocks))
 
 

@@ -45,7 +45,8 @@ class Norm:
     def __call__(self, blocks: Sequence[Block], kept: Sequence[Axes]) -> list[Float[Array, "..."]]:
         """Returns the norms of each block, an array with the axes that it keeps."""
         blocks = [[x.astype(working_dtype(x.dtype)) for x in block] for block in blocks]
-        return _differentiable(self, kept)(blocks)
+        here = dataclasses.replace(self, axis_name=()) if _one_device.get() else self
+        return _differentiable(here, tuple(kept))(blocks)
 
 
 l1 = Norm(1)
@@ -131,7 +132,10 @@ def expand(block_values: Array, kept: Axes, ndim: int) -> Array:
     return jnp.expand_dims(block_values, _reduced(kept, ndim))
 
 
-def _differentiable(norm: Norm, kept: Sequence[Axes]) -> Callable:
+@functools.cache
+def _differentiable(norm: Norm, kept: tuple[Axes, ...]) -> Callable:
+    """One function for all calls of one form, so that those outside of `jit` compile it once."""
+
     # The derivative is written down because the derivative of the square root at 0 is infinite,
     # where that of the clip is 1; and since `custom_vmap` below has no reverse mode.
     @jax.custom_jvp
@@ -153,7 +157,7 @@ def _differentiable(norm: Norm, kept: Sequence[Axes]) -> Callable:
             for k, value, block, block_dot in zip(kept, values, blocks, blocks_dot, strict=True)
         ]
 
-    return norms
+    return jax.jit(norms)
 
 
 def _rescued(plain: Callable, root: Callable, scaled: Callable) -> Callable:
@@ -271,8 +275,6 @@ def _spread_over(x: Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:
     def tracked(name: str) -> bool:
         return name in jax.typeof(lax.axis_index(name)).mat.varying
 
-    if _one_device.get():
-        return ()
     return tuple(n for n in axis_name if not tracked(n) or n in jax.typeof(x).mat.varying)
 
 

@@ -24,13 +24,13 @@ def empty(window: int, dtype: jnp.dtype) -> Window:
 
 def push(window: Window, value: Norm) -> Window:
     """Puts one more value in, in place of the oldest."""
-    here = jnp.arange(window.values.size) == window.seen % window.values.size
+    here = jnp.arange(window.values.size, dtype=jnp.int32) == window.seen % window.values.size
     return Window(jnp.where(here, value, window.values), window.seen + 1)
 
 
 def mean_and_deviation(window: Window, ddof: int = 0) -> tuple[Norm, Norm]:
     """Returns mean and standard deviation of the values; 0 and 0 of none."""
-    held = jnp.arange(window.values.size) < window.seen
+    held = jnp.arange(window.values.size, dtype=jnp.int32) < window.seen
     number = jnp.minimum(window.seen, window.values.size).astype(window.values.dtype)
     mean = jnp.sum(jnp.where(held, window.values, 0)) / jnp.maximum(number, 1)
     squares = jnp.sum(jnp.where(held, jnp.square(window.values - mean), 0))
@@ -123,11 +123,13 @@ def _replaced(
     ordered: Float[Array, " window"], leaving: Norm, coming: Norm
 ) -> Float[Array, " window"]:
     """Takes one value out of an ordered array and puts another in, in order."""
-    index = jnp.arange(ordered.size)
+    index = jnp.arange(ordered.size, dtype=jnp.int32)
     end = jnp.full(1, jnp.inf, ordered.dtype)
     without = jnp.where(
-        index < jnp.sum(ordered < leaving), ordered, jnp.concatenate([ordered[1:], end])
+        index < jnp.sum(ordered < leaving, dtype=jnp.int32),
+        ordered,
+        jnp.concatenate([ordered[1:], end]),
     )
-    place = jnp.sum(without < coming)
+    place = jnp.sum(without < coming, dtype=jnp.int32)
     after = jnp.concatenate([end, without[:-1]])
     return jnp.where(index < place, without, jnp.where(index == place, coming, after))
