@@ -2,6 +2,7 @@
 
 from . import measures as measures
 from . import norms as norms
+from . import per_example as per_example
 from . import shrinks as shrinks
 from . import thresholds as thresholds
 from .core import clip as clip
@@ -31,6 +32,8 @@ from .methods.spectral import clip_singular_values as clip_singular_values
 from .methods.value import clip_by_value as clip_by_value
 from .metrics import ClipMetrics as ClipMetrics
 from .metrics import metrics as metrics
+from .per_example import clipped_grad as clipped_grad
+from .per_example import value_and_clipped_grad as value_and_clipped_grad
 from .weights import clip_weights as clip_weights
 from .weights import clip_weights_by_fan_in as clip_weights_by_fan_in
 from .wrappers import skip_nonfinite as skip_nonfinite
