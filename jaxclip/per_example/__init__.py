@@ -1,0 +1,9 @@
+"""Clipped gradients of every example at the price of one gradient."""
+
+from .api import clipped_grad as clipped_grad
+from .api import norms as norms
+from .api import value_and_clipped_grad as value_and_clipped_grad
+from .decision import Info as Info
+from .explain import Explanation as Explanation
+from .explain import Row as Row
+from .explain import explain as explain

@@ -1,0 +1,215 @@
+"""What can be wrong with a loss, its parameters, its batch or its limits, said before any work."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..thresholds import checked
+
+
+class Blocks(NamedTuple):
+    """Which gradients are measured together, and their limits.
+
+    Attributes:
+      of: the block of each parameter.
+      limits: the limit of each block.
+      treedef: the tree that the caller gave the limits as.
+    """
+
+    of: list[int]
+    limits: list[Any]
+    treedef: Any
+
+
+class Traced(NamedTuple):
+    """A loss as a jaxpr of flat arguments.
+
+    Attributes:
+      jaxpr: `(*parameters, *example) -> (loss, *aux)`.
+      aux: the tree of the auxiliary output.
+    """
+
+    jaxpr: core.ClosedJaxpr
+    aux: Any
+
+
+def blocks_of(limit: Any, params: Any, name: str = "limit") -> Blocks:
+    """Matches limits, one for all or a tree that is a prefix of the parameters, with those."""
+    limits, treedef = limits_of(limit, name)
+    try:
+        of = jax.tree.leaves(jax.tree.broadcast(treedef.unflatten(range(len(limits))), params))
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` has the structure {treedef}, which is no prefix of that of the parameters, "
+            f"{jax.tree.structure(params)}. Give one limit for all, or a tree of limits in which "
+            "each stands for the parameters below its place; None means unlimited."
+        ) from error
+    return Blocks(of, limits, treedef)
+
+
+def limits_of(limit: Any, name: str = "limit") -> tuple[list[Any], Any]:
+    """The limits of a tree, each of them looked at, and its structure."""
+    limits, treedef = jax.tree.flatten(limit, is_leaf=_is_limit)
+    return [_limit(one, name) for one in limits], treedef
+
+
+def check_params(params: Any) -> None:
+    """Refuses parameters that have no gradient."""
+    if not jax.tree.leaves(params):
+        raise TypeError(
+            f"`params` is {params!r}, which holds no arrays: there is nothing to differentiate by. "
+            "Give the trained arrays as the first argument."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            what = f"of dtype {dtype}" if dtype is not None else f"{leaf!r}, no array"
+            raise TypeError(
+                f"`params{jax.tree_util.keystr(path)}` is {what}, and has no gradient. Give the "
+                "loss what is not trained in another way: close over it, or pass it in the batch."
+            )
+
+
+def batch_size(batch: Sequence[Any], example_mask: Any) -> int:
+    """The number of examples in a batch."""
+    sizes = {}
+    for place, argument in enumerate(batch):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(argument):
+            name = f"batch[{place}]{jax.tree_util.keystr(path)}"
+            if not getattr(leaf, "shape", ()):
+                raise ValueError(
+                    f"`{name}` is {leaf!r}, which has no batch dimension. Every array of the batch "
+                    "has one example for each index of its first axis; close over what is the same "
+                    "for all examples."
+                )
+            sizes[name] = leaf.shape[0]
+    if not sizes:
+        raise ValueError("The batch holds no arrays. Call with `(params, *batch)`.")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"The arrays of the batch disagree on the number of examples, {sizes}. The first axis "
+            "of each must be the batch."
+        )
+    (size,) = set(sizes.values())
+    if size == 0:
+        raise ValueError(
+            "The batch is empty. Leave the step out, or pad the batch and say so with "
+            "`example_mask`."
+        )
+    if example_mask is not None:
+        shape, dtype = jnp.shape(example_mask), jnp.result_type(example_mask)
+        if shape != (size,) or dtype != jnp.bool_:
+            raise ValueError(
+                f"`example_mask` has shape {shape} and dtype {dtype}, but it says of each of the "
+                f"{size} examples whether it counts: give a bool[{size}]."
+            )
+    return size
+
+
+def trace(loss: Callable, params: Any, example: Sequence[Any], has_aux: bool) -> Traced:
+    """Traces a loss on one example, given by its shapes and dtypes."""
+    leaves, treedef = jax.tree.flatten((params, tuple(example)))
+
+    def flat(*leaves: Any) -> Any:
+        params, example = treedef.unflatten(leaves)
+        return loss(params, *example)
+
+    jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    is_pair = isinstance(shape, tuple) and len(shape) == 2
+    if has_aux and not is_pair:
+        raise TypeError(
+            "With `has_aux=True` the `loss` returns `(scalar, aux)`, but it returned "
+            f"{_described(shape)}."
+        )
+    value: Any = shape[0] if is_pair and has_aux else shape
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        advice = (
+            " For `(scalar, aux)` set `has_aux=True`."
+            if is_pair and not has_aux
+            else " Is it written for a whole batch? `loss(params, *example)` gets one example, "
+            "without a batch dimension, and returns its loss: reduce it with `jnp.mean` or "
+            "`jnp.sum`."
+        )
+        raise TypeError(
+            f"The `loss` must return a real scalar, but it returned {_described(value)}." + advice
+        )
+    # The named axes of `shard_map` are an effect too, but not one on the world outside.
+    effects = [e for e in jaxpr.effects if type(e).__name__ != "NamedAxisEffect"]
+    if effects:
+        raise ValueError(
+            f"The `loss` has side effects, {', '.join(map(str, effects))}, whose order and number "
+            "are not kept where examples are computed together. Take `jax.debug.print`, callbacks "
+            "and the like out of it, and return what they show with `has_aux=True`."
+        )
+    return Traced(jaxpr, jax.tree.structure(shape[1]) if has_aux else jax.tree.structure(None))
+
+
+def one_of_batch(x: Any) -> jax.ShapeDtypeStruct:
+    """What one example of an array looks like to the loss."""
+    aval = jax.typeof(x)
+    return _struct(aval, aval.shape[1:], 1)
+
+
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """What an array looks like to the loss."""
+    aval = jax.typeof(x)
+    return _struct(aval, aval.shape, 0)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuses what is not one of a few words."""
+    if value not in choices:
+        listed = " or ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"`{name}` is {value!r}. Give {listed}.")
+
+
+def check_microbatch(strategy: str, size: Any) -> None:
+    """Refuses a microbatch size that is none, and one that nothing would read."""
+    if strategy != "microbatch" and size is not None:
+        raise ValueError(
+            f"`microbatch_size` is {size}, but `strategy` is {strategy!r}, which takes the whole "
+            'batch at once. Set `strategy="microbatch"`.'
+        )
+    if strategy == "microbatch" and (
+        not isinstance(size, int) or isinstance(size, bool) or size < 1
+    ):
+        raise ValueError(
+            f"`microbatch_size` is {size!r}, but the microbatch strategy takes that many examples "
+            "at once: give an integer of at least 1. It need not divide the batch."
+        )
+
+
+def _struct(aval: Any, shape: tuple[int, ...], dropped: int) -> jax.ShapeDtypeStruct:
+    options = {}
+    mesh = getattr(aval.sharding, "mesh", None)
+    if mesh is not None and not mesh.empty:
+        spec = tuple(aval.sharding.spec)[dropped:]
+        options["sharding"] = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(
+        shape, aval.dtype, manual_axis_type=aval.manual_axis_type, **options
+    )
+
+
+def _limit(limit: Any, name: str) -> Any:
+    if limit is None:
+        return math.inf
+    if callable(limit):
+        raise TypeError(
+            f"`{name}` is {limit!r}, but `clipped_grad` has no state and no step to call a "
+            "schedule or a threshold with. Give the number for this step, such as "
+            "`schedule(step)`; it may be traced."
+        )
+    return checked(name, limit)
+
+
+def _is_limit(x: Any) -> bool:
+    return x is None or (callable(x) and not jax.tree.leaves(x))
+
+
+def _described(shape: Any) -> str:
+    return str(jax.tree.map(lambda s: f"{s.dtype}{list(s.shape)}", shape))

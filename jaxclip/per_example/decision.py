@@ -1,0 +1,98 @@
+"""What becomes of each example, and what is told about it."""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..shrinks import Shrink
+from .checks import Blocks
+from .forms import Form
+
+Reduce = Literal["mean", "sum"]
+Strategy = Literal["auto", "vmap", "microbatch"]
+
+
+class Info(NamedTuple):
+    """What clipping saw of each example.
+
+    Attributes:
+      values: the losses.
+      norms: the norms of the gradients before clipping, `[batch]`; a tree of those if the limits
+        are one. 0 where the mask leaves an example out.
+      clipped: whether the norm was beyond the limit, or the factor below 1, in the same form.
+      nonfinite: the number of examples whose gradient holds nan or infinity.
+      aux: the auxiliary outputs, with the batch as their first axis, if the loss has any.
+    """
+
+    values: Float[Array, " batch"]
+    norms: PyTree
+    clipped: PyTree
+    nonfinite: Int[Array, ""]
+    aux: Any = None
+
+
+class Options(NamedTuple):
+    """The keyword arguments of `clipped_grad`."""
+
+    shrink: Shrink
+    reduce: Reduce
+    has_aux: bool
+    nonfinite: Literal["zero", "propagate"]
+    strategy: Strategy
+    microbatch_size: int | None
+    form: Form
+
+
+class Decided(NamedTuple):
+    """What becomes of each example.
+
+    Attributes:
+      factors: for each block, `[batch]`.
+      clipped: for each block, bool[batch].
+      takes_part: which examples are in the sum.
+      finite: which have a finite gradient, or are left out by the mask.
+    """
+
+    factors: list[Array]
+    clipped: list[Array]
+    takes_part: Array
+    finite: Array
+
+
+def kept_in(
+    example_mask: Bool[Array, " batch"] | None, size: int
+) -> tuple[Bool[Array, " batch"], Float[Array, ""]]:
+    """Which examples count, and how many they are, at least 1."""
+    if example_mask is None:
+        return jnp.ones(size, jnp.bool_), jnp.float32(size)
+    mask = jnp.asarray(example_mask)
+    return mask, jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1)
+
+
+def decide(
+    values: Sequence[Array], mask: Array, scale: Array, blocks: Blocks, options: Options
+) -> Decided:
+    """The factors of a batch, given the norms of each block."""
+    finite = functools.reduce(operator.and_, [jnp.isfinite(n) for n in values], ~mask | True)
+    zeroed = options.nonfinite == "zero"
+    takes_part = mask & finite if zeroed else mask
+    factors, shrunk = [], []
+    for norm, limit in zip(values, blocks.limits, strict=True):
+        limit = jnp.maximum(jnp.asarray(limit, norm.dtype), 0)
+        fine = jnp.isfinite(norm)
+        factor = options.shrink(jnp.where(fine, norm, 0), jnp.broadcast_to(limit, norm.shape))
+        shrunk.append(mask & fine & (factor < 1))
+        factor = jnp.where(fine, scale.astype(norm.dtype) * factor, jnp.nan)
+        factors.append(jnp.where(takes_part, factor, 0))
+    return Decided(factors, shrunk, takes_part, finite | ~mask)
+
+
+def info_of(values: Array, found: Sequence[Array], decided: Decided, mask: Array, aux: Any) -> Info:
+    """What is told of a batch; the norms of examples that the mask leaves out are 0."""
+    nonfinite = jnp.sum(~decided.finite, dtype=jnp.int32)
+    shown = [jnp.where(mask, norm, 0) for norm in found]
+    return Info(values, shown, decided.clipped, nonfinite, aux)

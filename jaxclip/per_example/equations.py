@@ -1,0 +1,54 @@
+"""Equations as functions, and steps as what they read and fill."""
+
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from .program import Call, Remat, Scan, Use
+
+
+def function_of(eqn: core.JaxprEqn) -> Any:
+    """The equation as a function of all its operands, literals included."""
+    places = [i for i, atom in enumerate(eqn.invars) if not isinstance(atom, core.Literal)]
+    variables: list[Any] = list(dict.fromkeys(eqn.invars[i] for i in places))
+    where = [next(i for i in places if eqn.invars[i] is v) for v in variables]
+    kept = [i for i, v in enumerate(eqn.outvars) if not isinstance(v, core.DropVar)]
+    jaxpr = core.Jaxpr(
+        constvars=(),
+        invars=variables,
+        outvars=[eqn.outvars[i] for i in kept],
+        eqns=[eqn],
+        effects=eqn.effects,
+        debug_info=_DEBUG_INFO,
+    )
+    run = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+
+    def call(*operands: Any) -> list[Any]:
+        results: list[Any] = [None] * len(eqn.outvars)
+        for i, result in zip(kept, run(*(operands[place] for place in where)), strict=True):
+            results[i] = result
+        return results
+
+    return call
+
+
+def made(step: Any) -> tuple[int, ...]:
+    """The slots that a step fills."""
+    if isinstance(step, Call):
+        return step.op.outputs
+    return step.site.op.outputs if isinstance(step, Use) else step.outputs
+
+
+def read_by(step: Any) -> list[int]:
+    """The slots that a step reads, weights included."""
+    if isinstance(step, Scan):
+        operands = [*step.initial, *step.closed.values(), *step.sliced.values()]
+    elif isinstance(step, Remat):
+        operands = list(step.inputs)
+    else:
+        operands = list(step.op.inputs if isinstance(step, Call) else step.site.op.inputs)
+    return [operand for operand in operands if isinstance(operand, int)]
+
+
+_DEBUG_INFO = jax.make_jaxpr(lambda: ())().jaxpr.debug_info

@@ -1,0 +1,215 @@
+"""A loss as a program of steps, sorted by what they depend on.
+
+Every value is a constant, a *parameter value* (a parameter, or computed from parameters alone: a
+cast, a transpose, a normalized weight), or an *example value*. Parameter values are the same for
+every example of a batch, so they are computed once and ahead of everything else, those of a scan's
+body included. What is left is steps on example values, in which parameter values appear as weights.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.extend import core
+
+Operand = Any  # an `int`, the slot that holds the value, or a `core.Literal`
+
+
+class Kind(enum.IntEnum):
+    """What a value depends on."""
+
+    CONSTANT = 0
+    PARAMETER = 1
+    EXAMPLE = 2
+
+
+class View(NamedTuple):
+    """A weight that holds the entries of one parameter, each at most once, times 1 or -1.
+
+    The gradient with respect to the parameter then has the norm of that with respect to the weight.
+
+    Attributes:
+      source: which parameter.
+      dims: the dimension of the parameter that each dimension of the weight is, None where the
+        shape has changed.
+    """
+
+    source: int
+    dims: tuple[int, ...] | None
+
+
+class Value(NamedTuple):
+    """What is known of a value before the program runs.
+
+    Attributes:
+      aval: shape and dtype, within the body of its scans.
+      kind: what it depends on.
+      varying: of a constant or parameter value, for each scan around it, whether it differs from
+        one iteration to the next.
+      active: whether a derivative with respect to parameters can pass through it.
+      sources: the parameters that it is computed from.
+      view: how it shows a single parameter, if that is all that it does.
+    """
+
+    aval: Any
+    kind: Kind
+    varying: tuple[bool, ...] = ()
+    active: bool = False
+    sources: frozenset[int] = frozenset()
+    view: View | None = None
+
+
+class Op(NamedTuple):
+    """One equation as a function of its operands."""
+
+    name: str
+    call: Callable[..., Sequence[Any]]
+    inputs: tuple[Operand, ...]
+    outputs: tuple[int, ...]
+
+
+class Site(NamedTuple):
+    """A step at which a weight meets an example value, for which there is a rule.
+
+    Attributes:
+      number: its place among the sites of the program.
+      eqn: the equation, a `core.JaxprEqn`.
+      weight: the slot of the weight.
+      position: which operand of the equation the weight is.
+      act: the slot of the example value, the *activation*.
+      act_position: which operand that is.
+      loops: the lengths of the scans around it, outermost first.
+      varying: which of them the weight has its own slice for.
+      op: the equation as a function of its operands.
+    """
+
+    number: int
+    eqn: Any
+    weight: int
+    position: int
+    act: int
+    act_position: int
+    loops: tuple[int, ...]
+    varying: tuple[bool, ...]
+    op: Op
+
+    def apply(self, weight: Any, act: Any) -> Any:
+        """The output of the equation, for one example and one iteration."""
+        # Constants other than literals are the starts of slices that take all of a dimension.
+        operands = [
+            operand.val if isinstance(operand, core.Literal) else jnp.zeros((), atom.aval.dtype)
+            for operand, atom in zip(self.op.inputs, self.eqn.invars, strict=True)
+        ]
+        operands[self.position], operands[self.act_position] = weight, act
+        return self.op.call(*operands)[0]
+
+    @property
+    def output(self) -> Any:
+        """Shape and dtype of the output, for one example and one iteration."""
+        return self.eqn.outvars[0].aval
+
+
+@dataclasses.dataclass
+class Scope:
+    """The program, or the body of one of its scans or of a rematerialized call.
+
+    Attributes:
+      depth: the number of scans around it.
+      loops: their lengths.
+      producers: the op that computes each constant or parameter value.
+      given: the values of constants.
+      steps: the steps on example values, in order.
+      children: the bodies of the scans within.
+      invariant: of a scan's body, the operand of the surrounding scope that a slot stands for.
+      sliced: of a scan's body, the operand that a slot is a slice of.
+      weights: the parameter values that the steps here and within the children read: a slot, or
+        `-1 - slot` for that value with a tap on it.
+    """
+
+    depth: int = 0
+    loops: tuple[int, ...] = ()
+    producers: dict[int, Op] = dataclasses.field(default_factory=dict)
+    given: dict[int, Any] = dataclasses.field(default_factory=dict)
+    steps: list[Any] = dataclasses.field(default_factory=list)
+    children: list["Scope"] = dataclasses.field(default_factory=list)
+    invariant: dict[int, Operand] = dataclasses.field(default_factory=dict)
+    sliced: dict[int, Operand] = dataclasses.field(default_factory=dict)
+    weights: dict[int, None] = dataclasses.field(default_factory=dict)
+
+
+class Call(NamedTuple):
+    """A step that is a plain equation on example values, constants and weights."""
+
+    op: Op
+
+
+class Use(NamedTuple):
+    """A step that is a site: its output gets a tap, its activation is kept."""
+
+    site: Site
+
+
+class Remat(NamedTuple):
+    """A step whose own steps are computed again in the backward pass."""
+
+    steps: list[Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    weights: tuple[int, ...]
+    sites: tuple[Site, ...]
+    options: dict[str, Any]
+
+
+class Scan(NamedTuple):
+    """A step that is a loop.
+
+    Attributes:
+      body: the scope of one iteration.
+      carry: the slots of the body that are carried, and the operands that they start from.
+      closed: what every iteration reads besides its weights: slot of the body -> operand.
+      sliced: what an iteration has a slice of, its weights excepted.
+      carried: the operands of the body that are carried on.
+      stacked: the operands of the body that are stacked.
+      outputs: the slots of the carried results, then of the stacked ones.
+      varying: those weights of the body that an iteration has a slice of.
+      sites: the sites within.
+      options: length, direction, unrolling.
+    """
+
+    body: Scope
+    carry: tuple[int, ...]
+    initial: tuple[Operand, ...]
+    closed: dict[int, Operand]
+    sliced: dict[int, Operand]
+    carried: tuple[Operand, ...]
+    stacked: tuple[Operand, ...]
+    outputs: tuple[int, ...]
+    varying: frozenset[int]
+    sites: tuple[Site, ...]
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Program:
+    """A traced loss.
+
+    Attributes:
+      top: the outermost scope.
+      values: what is known of each slot.
+      parameters: the slots of the parameters.
+      examples: the slots of the example.
+      results: the operands of the loss and of the auxiliary outputs.
+      sites: every site.
+      lifted: every weight that is differentiated as a whole, since no rule knows a step that
+        reads it, and the names of those steps.
+    """
+
+    top: Scope
+    values: dict[int, Value]
+    parameters: list[int]
+    examples: list[int]
+    results: list[Operand]
+    sites: list[Site]
+    lifted: dict[int, list[str]]

@@ -1,0 +1,230 @@
+r"""The steps whose per-example gradient has a form cheaper than itself.
+
+The gradient of one example with respect to the weight of a *contraction* is a sum of outer products
+over the positions $t$ at which the weight was used,
+
+$$g = \sum_t u_t \otimes v_t, \qquad
+  \|g\|^2 = \sum_{t,s} \langle u_t, u_s\rangle \langle v_t, v_s\rangle,$$
+
+with $u$ from the activation and $v$ from the gradient with respect to the output. So it is for
+`dot_general` in every order of its dimensions, and for a lookup, where $u_t$ is one-hot and only
+its index is kept. A convolution is such a sum for every offset in its kernel.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives
+from jaxtyping import Array
+
+from . import convolution
+from .products import Ids, accumulator, arranged, contract, wide
+from .program import Kind, Operand, Site
+
+
+class Factors(NamedTuple):
+    """The outer products of one example: `u[g, t, d]` and `v[g, t, p]`, one matrix a group.
+
+    Attributes:
+      u: the left factors.
+      v: the right factors.
+    """
+
+    u: Array | Ids
+    v: Array
+
+
+class Layout(NamedTuple):
+    """Which dimensions of a weight make up the groups and the two sides of its matrices."""
+
+    groups: tuple[int, ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+
+
+def activation(
+    eqn: Any,
+    operands: Sequence[Operand],
+    weights: Sequence[int],
+    kind: Callable[[Operand], Kind],
+) -> int | None:
+    """Which operand of a step is its activation, if there is a rule for the step."""
+    examples = [i for i, operand in enumerate(operands) if kind(operand) == Kind.EXAMPLE]
+    if len(weights) != 1 or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+        return None
+    weight = eqn.invars[weights[0]].aval
+    if eqn.primitive is primitives.dot_general_p and len(examples) == 1:
+        real = all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.invars)
+        return examples[0] if real else None
+    if eqn.primitive is primitives.conv_general_dilated_p:
+        ruled = weights == [1] and examples == [0] and eqn.params["batch_group_count"] == 1
+        return 0 if ruled else None
+    if eqn.primitive is primitives.gather_p:
+        ruled = weights == [0] and examples == [1] and _is_lookup(eqn.params, weight.shape)
+        return 1 if ruled else None
+    if eqn.primitive is primitives.dynamic_slice_p and weights == [0] and len(examples) == 1:
+        sizes = eqn.params["slice_sizes"]
+        cut = [axis for axis, size in enumerate(sizes) if size != weight.shape[axis]]
+        return examples[0] if cut == [examples[0] - 1] and sizes[cut[0]] == 1 else None
+    return None
+
+
+def is_convolution(site: Site) -> bool:
+    """Whether a site is a convolution; its factors depend on the offset in the kernel."""
+    return site.eqn.primitive is primitives.conv_general_dilated_p
+
+
+def is_dot(site: Site) -> bool:
+    """Whether a site is a `dot_general`."""
+    return site.eqn.primitive is primitives.dot_general_p
+
+
+def layout(site: Site) -> Layout:
+    """The matrices that a weight is made of, without the dimensions of its loops."""
+    params, ndim = site.eqn.params, site.eqn.invars[site.position].aval.ndim
+    if is_dot(site):
+        contracting, batch = (dims[site.position] for dims in params["dimension_numbers"])
+        return Layout(tuple(batch), tuple(contracting), _rest(ndim, contracting, batch))
+    axis = 0 if site.eqn.primitive is primitives.gather_p else site.act_position - 1
+    return Layout((), (axis,), _rest(ndim, (axis,)))
+
+
+def contracted_dims(site: Site) -> tuple[int, int] | None:
+    """A dimension of the weight that is summed over with one of the activation, if there is one."""
+    if not is_dot(site):
+        return None
+    contracting, _ = site.eqn.params["dimension_numbers"]
+    pairs = zip(contracting[site.position], contracting[site.act_position], strict=True)
+    return next(iter(pairs), None)
+
+
+def sizes(site: Site) -> tuple[int, int, int, int]:
+    """Groups, positions and the two sides of the matrices of a site, loops included."""
+    shape, out = site.eqn.invars[site.position].aval.shape, site.output
+    repeated = math.prod(n for n, own in zip(site.loops, site.varying, strict=True) if not own)
+    own = math.prod(n for n, own in zip(site.loops, site.varying, strict=True) if own)
+    if is_convolution(site):
+        kernel = site.eqn.params["dimension_numbers"].rhs_spec
+        groups, features = site.eqn.params["feature_group_count"], shape[kernel[0]]
+        left = math.prod(shape) // max(features, 1)
+        positions = out.size // max(features, 1)
+        return own * groups, repeated * positions, left, features // groups
+    groups, left, right = (math.prod(shape[d] for d in dims) for dims in layout(site))
+    return own * groups, repeated * (out.size // max(groups * right, 1)), left, right
+
+
+def factors(site: Site, act: Array, out_grad: Array) -> Factors:
+    """The outer products of one example at a site that is no convolution.
+
+    Args:
+      site: a site whose loops have no slice of the weight each.
+      act: the activation, `[*loops, *shape]`.
+      out_grad: the gradient with respect to the output, `[*loops, *shape]`.
+
+    Returns:
+      Its factors; the positions of all iterations follow one another.
+    """
+    loops = out_grad.ndim - site.output.ndim
+    if is_dot(site):
+        of_act, of_out = _dot_dims(site)
+        return Factors(arranged(act, loops, *of_act), arranged(out_grad, loops, *of_out))
+    if site.eqn.primitive is primitives.gather_p:
+        numbers, index = site.eqn.params["dimension_numbers"], act[..., 0].astype(jnp.int32)
+        size = site.eqn.invars[0].aval.shape[0]
+        drops = site.eqn.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+        inside = (index >= 0) & (index < size)
+        index = jnp.where(inside, index, -1) if drops else jnp.clip(index, 0, size - 1)
+        positions = _rest(site.output.ndim, numbers.offset_dims)
+        v = arranged(out_grad, loops, (), positions, numbers.offset_dims)
+        return Factors(Ids(index.reshape(v.shape[1])), v)
+    axis = site.act_position - 1
+    v = arranged(out_grad, loops, (), (axis,), _rest(site.output.ndim, (axis,)))
+    size = site.eqn.invars[0].aval.shape[axis]
+    return Factors(Ids(_start(act, size).reshape(v.shape[1])), v)
+
+
+def dot_of_batch(site: Site, act: Array, out_grad: Array) -> Array:
+    """The sum over a batch of the gradients at a `dot_general`, in a single one.
+
+    Args:
+      site: the `dot_general`.
+      act: the activation, `[*loops, batch, *shape]`, or some of the features of it.
+      out_grad: the gradient with respect to the output, `[*loops, batch, *shape]`.
+
+    Returns:
+      The gradient with respect to the weight; the loops that it has slices for come first.
+    """
+    batch = len(site.loops)
+    own = [axis for axis, is_own in enumerate(site.varying) if is_own]
+    shared = [axis for axis in range(batch + 1) if axis not in own]
+    of_act, of_out = ([[batch + 1 + d for d in dims] for dims in side] for side in _dot_dims(site))
+    grad = lax.dot_general(
+        act,
+        out_grad,
+        (
+            ([*shared, *of_act[1]], [*shared, *of_out[1]]),
+            ([*own, *of_act[0]], [*own, *of_out[0]]),
+        ),
+        preferred_element_type=accumulator(act.dtype, out_grad.dtype),
+    )
+    dims = layout(site)
+    order = (*dims.groups, *dims.left, *dims.right)
+    places = [len(own) + order.index(d) for d in range(len(order))]
+    return lax.transpose(grad, [*range(len(own)), *places])
+
+
+def matrices(site: Site, act: Array, out_grad: Array) -> Array:
+    """The gradient of one example with respect to the weight, summed over the iterations."""
+    weight = site.eqn.invars[site.position].aval
+    if is_convolution(site):
+        return convolution.gradient(site, act, out_grad)
+    pair, dims = factors(site, act, out_grad), layout(site)
+    if isinstance(pair.u, Ids):
+        (axis,) = dims.left
+        zeros = jnp.zeros((weight.shape[axis], pair.v.shape[-1]), accumulator(pair.v.dtype))
+        index = jnp.where(pair.u.positions >= 0, pair.u.positions, weight.shape[axis])
+        product = zeros.at[index].add(wide(pair.v[0]), mode="drop")[None]
+    else:
+        product = contract(pair.u, pair.v, 1)
+    order = (*dims.groups, *dims.left, *dims.right)
+    shaped = lax.reshape(product, [weight.shape[d] for d in order])
+    return lax.transpose(shaped, [order.index(d) for d in range(weight.ndim)])
+
+
+def _dot_dims(site: Site) -> tuple[tuple, tuple]:
+    """The groups, positions and features of the activation and of the output."""
+    contracting, batch = site.eqn.params["dimension_numbers"]
+    own, other = site.position, site.act_position
+    acting = _rest(site.eqn.invars[other].aval.ndim, contracting[other], batch[other])
+    free = _rest(site.eqn.invars[own].aval.ndim, contracting[own], batch[own])
+    # The output has the batch first, then what is left of the left operand, then of the right one.
+    groups = tuple(range(len(batch[0])))
+    before = len(groups) + (len(free) if own == 0 else 0)
+    act_out = tuple(range(before, before + len(acting)))
+    return (batch[other], acting, contracting[other]), (
+        groups,
+        act_out,
+        _rest(site.output.ndim, groups, act_out),
+    )
+
+
+def _start(index: Array, size: int) -> Array:
+    return jnp.clip(index, 0, size - 1).astype(jnp.int32)
+
+
+def _is_lookup(params: dict[str, Any], shape: tuple[int, ...]) -> bool:
+    numbers = params["dimension_numbers"]
+    return (
+        tuple(numbers.collapsed_slice_dims) == (0,)
+        and tuple(numbers.start_index_map) == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(params["slice_sizes"]) == (1, *shape[1:])
+    )
+
+
+def _rest(ndim: int, *taken: Sequence[int]) -> tuple[int, ...]:
+    used = {d for dims in taken for d in dims}
+    return tuple(d for d in range(ndim) if d not in used)

@@ -1,0 +1,242 @@
+"""Running a program: the weights once, then the steps for every example.
+
+A *tap* is added to the output of every site and to every lifted weight. The gradient with respect
+to the taps is that with respect to those values, for each example of the batch on its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .program import Call, Op, Operand, Program, Remat, Scan, Scope, Site, Use
+
+Env = dict[int, Any]
+
+
+def weights_of(program: Program, parameters: Sequence[Any], wanted: Sequence[int]) -> Env:
+    """The weights, with the iterations of the scans that they vary over as leading dimensions."""
+    given = dict(zip(program.parameters, parameters, strict=True))
+    return _outer(program, program.top, given, dict.fromkeys(wanted))
+
+
+def way_back(
+    program: Program, which: Sequence[int], slots: Sequence[int], parameters: Sequence[jax.Array]
+) -> Any:
+    """The function from gradients with respect to weights to those with respect to parameters."""
+
+    def weights(some: dict[int, jax.Array]) -> dict[int, jax.Array]:
+        return weights_of(program, [some.get(i, p) for i, p in enumerate(parameters)], slots)
+
+    values, back = jax.vjp(weights, {i: parameters[i] for i in which})
+    return lambda grads: back(
+        {s: lax.convert_element_type(grads[s], values[s].dtype) for s in slots}
+    )[0]
+
+
+def batched(
+    program: Program,
+    weights: Env,
+    site_taps: dict[int, Any],
+    weight_taps: Env,
+    example: Sequence,
+    zeros: jax.Array,
+) -> tuple[Any, tuple[list[Any], Env]]:
+    """Runs the steps over a batch.
+
+    Args:
+      program: the traced loss.
+      weights: by slot.
+      site_taps: zeros of the shape of each site's output, `[*loops, batch, *shape]`.
+      weight_taps: zeros of the shape of each lifted weight, `[*varying loops, batch, *shape]`.
+      example: the leaves of the batch.
+      zeros: a zero for each example.
+
+    Returns:
+      The losses, the auxiliary outputs, and the activations, `[*loops, batch, *shape]`.
+    """
+    loops = {site.act: len(site.loops) for site in program.sites}
+
+    def one(site_taps: dict[int, Any], weight_taps: Env, example: Sequence, zero: jax.Array) -> Any:
+        # A lifted weight is read at the slot `-1 - slot`.
+        lifted = tap({slot: weights[slot] for slot in weight_taps}, weight_taps)
+        tapped = {-1 - slot: value for slot, value in lifted.items()}
+        env = _Env(program.top, dict(zip(program.examples, example, strict=True)))
+        acts = _steps(program.top.steps, env, {**weights, **tapped}, site_taps, zero)
+        results = [env.read(operand, {**weights, **tapped}) for operand in program.results]
+        return results[0], results[1:], acts
+
+    site_axes = {site.number: len(site.loops) for site in program.sites}
+    weight_axes = {slot: sum(program.values[slot].varying) for slot in weight_taps}
+    losses, aux, acts = jax.vmap(
+        one, in_axes=(site_axes, weight_axes, 0, 0), out_axes=(0, 0, loops)
+    )(site_taps, weight_taps, example, zeros)
+    return losses, (aux, acts)
+
+
+@jax.custom_jvp
+def tap(value: Any, zero: Any) -> Any:
+    """`value + zero` to the derivative, and `value` to the computation.
+
+    So a tap is never read: no zeros are stored for it, even in a scan, and a lifted weight is not
+    repeated for every example.
+    """
+    return value
+
+
+@tap.defjvp
+def _tap_jvp(primals: tuple, tangents: tuple) -> tuple:
+    return primals[0], jax.tree.map(lax.add, *tangents)
+
+
+class _Env:
+    """The values of a scope; those that need no step are computed when they are first read."""
+
+    def __init__(self, scope: Scope, values: Env):
+        self.scope, self.values = scope, values
+
+    def read(self, operand: Operand, weights: Mapping[int, Any]) -> Any:
+        if not isinstance(operand, int):
+            return operand.val
+        if operand in weights:
+            return weights[operand]
+        if operand not in self.values:
+            if operand in self.scope.given:
+                self.values[operand] = self.scope.given[operand]
+            else:
+                self.run(self.scope.producers[operand], weights)
+        return self.values[operand]
+
+    def run(self, op: Op, weights: Mapping[int, Any]) -> None:
+        outputs = op.call(*(self.read(operand, weights) for operand in op.inputs))
+        self.values.update(zip(op.outputs, outputs, strict=True))
+
+
+def _outer(program: Program, scope: Scope, given: Env, wanted: dict[int, None]) -> Env:
+    """The constants and parameter values of a scope and of the bodies within it."""
+    env, found = _Env(scope, given), {}
+    known = {**scope.producers, **scope.given, **given}
+    for slot in wanted:
+        if slot in known:
+            found[slot] = env.read(slot, {})
+    for body in scope.children:
+        inside = {
+            slot: None for slot in wanted if slot in body.weights or -1 - slot in body.weights
+        }
+        if not inside:
+            continue
+        needed = _inputs(body, inside)
+        fixed = {s: env.read(o, {}) for s, o in body.invariant.items() if s in needed}
+        slices = {s: env.read(o, {}) for s, o in body.sliced.items() if s in needed}
+
+        def one(slices: Env, body: Scope = body, fixed: Env = fixed, inside: dict = inside) -> Env:
+            return _outer(program, body, {**fixed, **slices}, inside)
+
+        if slices:
+            level = body.depth - 1
+            axes = {s: 0 if program.values[s].varying[level] else None for s in inside}
+            found.update(jax.vmap(one, in_axes=0, out_axes=axes)(slices))
+        else:
+            found.update(one({}))
+    return found
+
+
+def _inputs(scope: Scope, wanted: dict[int, None]) -> set[int]:
+    """Those inputs of a body that the wanted values are computed from."""
+    seen: set[int] = set()
+    pending: list[Operand] = list(wanted)
+    for body in scope.children:
+        inside = {s: None for s in wanted if s in body.weights or -1 - s in body.weights}
+        if inside:
+            used = _inputs(body, inside)
+            pending += [o for s, o in (body.invariant | body.sliced).items() if s in used]
+    while pending:
+        slot = pending.pop()
+        if isinstance(slot, int) and slot not in seen:
+            seen.add(slot)
+            if slot in scope.producers:
+                pending += scope.producers[slot].inputs
+    return seen
+
+
+def _steps(
+    steps: Sequence[Any],
+    env: _Env,
+    weights: Env,
+    taps: dict[int, Any],
+    zero: jax.Array,
+) -> Env:
+    """Runs steps, and returns the activations of the sites among them."""
+    acts: Env = {}
+    for step in steps:
+        if isinstance(step, Call):
+            env.run(step.op, weights)
+        elif isinstance(step, Use):
+            site = step.site
+            acts[site.act] = env.read(site.act, weights)
+            env.run(site.op, weights)
+            (out,) = site.op.outputs
+            value = _of_example(env.values[out], zero) if site.loops else env.values[out]
+            env.values[out] = tap(value, taps[site.number])
+        elif isinstance(step, Remat):
+            acts.update(_remat(step, env, weights, taps, zero))
+        else:
+            acts.update(_scan(step, env, weights, taps, zero))
+    return acts
+
+
+def _of_example(value: Any, zero: jax.Array) -> Any:
+    # What stems from the counter of a loop alone is the same for all examples. JAX expects of a
+    # custom derivative within a loop that value and derivative are batched alike.
+    return lax.add(value, lax.broadcast(lax.convert_element_type(zero, value.dtype), value.shape))
+
+
+def _remat(step: Remat, env: _Env, weights: Env, taps: dict[int, Any], zero: jax.Array) -> Env:
+    def block(values: Env, weights: Env, taps: dict[int, Any]) -> Any:
+        inner = _Env(env.scope, dict(values))
+        acts = _steps(step.steps, inner, weights, taps, zero)
+        # An activation that the block is given need not be one of its results.
+        return [inner.values[s] for s in step.outputs], {
+            s: a for s, a in acts.items() if s not in values
+        }
+
+    values = {slot: env.read(slot, weights) for slot in step.inputs}
+    outputs, acts = jax.checkpoint(block, **step.options)(
+        values, {key: weights[key] for key in step.weights}, _taps_of(step.sites, taps)
+    )
+    env.values.update(zip(step.outputs, outputs, strict=True))
+    given = {site.act: values[site.act] for site in step.sites if site.act in values}
+    return {**given, **acts}
+
+
+def _scan(step: Scan, env: _Env, weights: Env, taps: dict[int, Any], zero: jax.Array) -> Env:
+    body = step.body
+    read = {slot: env.read(operand, weights) for slot, operand in step.sliced.items()}
+    closed = {slot: env.read(operand, weights) for slot, operand in step.closed.items()}
+    sliced = {key: weights[key] for key in body.weights if key in step.varying}
+    shared = {key: weights[key] for key in body.weights if key not in step.varying}
+    kept = [slot for slot in dict.fromkeys(site.act for site in step.sites) if slot not in read]
+
+    def iteration(carry: list[Any], now: Any) -> Any:
+        read, slices, taps = now
+        values = {**closed, **read, **dict(zip(step.carry, carry, strict=True))}
+        inner = _Env(body, values)
+        tapped = {**shared, **slices}
+        acts = _steps(body.steps, inner, tapped, taps, zero)
+        carried = [inner.read(operand, tapped) for operand in step.carried]
+        stacked = [inner.read(operand, tapped) for operand in step.stacked]
+        return carried, (stacked, {slot: acts[slot] for slot in kept})
+
+    initial = [jnp.asarray(env.read(operand, weights)) for operand in step.initial]
+    carried, (stacked, acts) = lax.scan(
+        iteration, initial, (read, sliced, _taps_of(step.sites, taps)), **step.options
+    )
+    env.values.update(zip(step.outputs, [*carried, *stacked], strict=True))
+    # A slice of what is stacked already need not be stacked again.
+    return {**acts, **{site.act: read[site.act] for site in step.sites if site.act in read}}
+
+
+def _taps_of(sites: Sequence[Site], taps: dict[int, Any]) -> dict[int, Any]:
+    return {site.number: taps[site.number] for site in sites}

@@ -1,0 +1,136 @@
+"""The scaled sum of all gradients: one contraction a site, with no second backward pass."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from . import rules
+from .forms import Plan
+from .measure import Kept
+from .products import is_dense, wide
+from .program import Program, Site
+from .run import way_back
+
+
+def total(
+    program: Program,
+    plans: Sequence[Plan],
+    parameters: Sequence[Array],
+    weights: Mapping[int, Array],
+    kept: Kept,
+    made: Sequence[Mapping[int, Array]],
+    factors: Sequence[Array],
+    left_out: Array,
+    all_finite: Array,
+) -> list[Array]:
+    """The sum over the examples of their gradients, each times its factor.
+
+    Args:
+      program: the traced loss.
+      plans: for all parameters.
+      parameters: their values.
+      weights: by slot.
+      kept: what the backward pass left.
+      made: for each plan the gradients that it keeps, empty if it does not.
+      factors: `[batch]` for each parameter.
+      left_out: bool[batch], the examples of which nothing enters, whatever they hold.
+      all_finite: whether nothing that the examples hold is nan or infinite.
+    """
+
+    def scaled(factor: Array, x: Array, axis: int) -> Array:
+        product = lax.mul(_along(factor, axis, x), x)
+        return lax.select(_along(left_out, axis, x), lax.full_like(x, 0), product)
+
+    found: dict[int, Array] = {}
+    parts: list[tuple[int, Array]] = []
+    outs: dict[int, Array] = {}
+    for plan, own in zip(plans, made, strict=True):
+        factor = factors[plan.parameters[0]]
+        if own and plan.at_weight:
+            parts += [(slot, _summed(scaled(factor, grad, 0), 0)) for slot, grad in own.items()]
+        elif own:
+            found |= {i: _summed(scaled(factors[i], grad, 0), 0) for i, grad in own.items()}
+        else:
+            for slot in plan.lifted:
+                axis = sum(program.values[slot].varying)
+                parts.append((slot, _summed(scaled(factor, kept.lifted[slot], axis), axis)))
+            for site in plan.sites:
+                outs[site.number] = scaled(factor, kept.outs[site.number], len(site.loops))
+    sites = [site for site in program.sites if site.number in outs]
+    acts = {site.act: kept.acts[site.act] for site in sites}
+    if sites:
+        contracted = lax.cond(
+            all_finite,
+            lambda: [_contracted(s, weights[s.weight], acts[s.act], outs[s.number]) for s in sites],
+            lambda: [
+                _contracted_without(s, weights[s.weight], acts[s.act], outs[s.number], left_out)
+                for s in sites
+            ],
+        )
+        parts += zip((site.weight for site in sites), contracted, strict=True)
+    at_weights: dict[int, Array] = {}
+    for slot, grad in parts:
+        grad = lax.convert_element_type(grad, weights[slot].dtype)
+        at_weights[slot] = at_weights[slot] + grad if slot in at_weights else grad
+    rest = [i for i in range(len(parameters)) if i not in found]
+    if at_weights:
+        found |= way_back(program, rest, tuple(at_weights), parameters)(at_weights)
+    return [
+        found[i].astype(p.dtype) if i in found else jnp.zeros_like(p)
+        for i, p in enumerate(parameters)
+    ]
+
+
+def _contracted(site: Site, weight: Array, act: Array, out: Array) -> Array:
+    """The gradient of a batch with respect to the weight of a site."""
+    if rules.is_dot(site):
+        return lax.convert_element_type(rules.dot_of_batch(site, act, out), weight.dtype)
+    apply = jax.vmap(site.apply, in_axes=(None, 0))
+    for own in reversed(site.varying):
+        apply = jax.vmap(apply, in_axes=(0 if own else None, 0))
+    (grad,) = jax.linear_transpose(lambda weight: apply(weight, act), weight)(out)
+    return grad
+
+
+def _contracted_without(
+    site: Site, weight: Array, act: Array, out: Array, left_out: Array
+) -> Array:
+    """As `_contracted`, where the activation of an example that is left out may be nan.
+
+    No factor of 0 removes a nan: it has to be replaced. A part of the features at a time, so that
+    the copies, which are hardly ever made but always allocated, take little memory.
+    """
+    if not is_dense(act):
+        return _contracted(site, weight, act, out)
+
+    def cleaned(act: Array) -> Array:
+        bad = _along(left_out, len(site.loops), act)
+        return lax.select(bad, lax.full_like(act, 0), act)
+
+    in_weight, in_act = rules.contracted_dims(site) or (0, 0)
+    in_weight, in_act = in_weight + sum(site.varying), in_act + len(site.loops) + 1
+    size = act.shape[in_act] if rules.contracted_dims(site) else 1
+    count = max(n for n in range(1, 65) if size % n == 0)
+    if count == 1:
+        return _contracted(site, weight, cleaned(act), out)
+    some = lax.slice_in_dim(weight, 0, size // count, axis=in_weight)
+
+    def part(start: Array) -> Array:
+        features = lax.dynamic_slice_in_dim(act, start, size // count, in_act)
+        return _contracted(site, some, cleaned(features), out)
+
+    parts = lax.map(part, jnp.arange(count, dtype=jnp.int32) * (size // count))
+    return jnp.moveaxis(parts, 0, in_weight).reshape(weight.shape)
+
+
+def _summed(x: Array, axis: int) -> Array:
+    return lax.reduce_sum(wide(x), (axis,))
+
+
+def _along(of_examples: Array, axis: int, x: Array) -> Array:
+    """Repeats what there is one of for each example to the shape of an array of examples."""
+    dtype = x.dtype if of_examples.dtype != jnp.bool_ else of_examples.dtype
+    return lax.broadcast_in_dim(lax.convert_element_type(of_examples, dtype), x.shape, (axis,))

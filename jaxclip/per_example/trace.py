@@ -1,0 +1,289 @@
+"""From a loss to its program: the jaxpr, with calls inlined and every value classified."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core
+from jax.extend.core import primitives
+
+from . import rules
+from .equations import function_of, made, read_by
+from .program import (
+    Call,
+    Kind,
+    Op,
+    Operand,
+    Program,
+    Remat,
+    Scan,
+    Scope,
+    Site,
+    Use,
+    Value,
+)
+from .views import inexact, view_of, whole
+
+# Where they enlarge a weight that no rule takes, it is the small weight that is lifted.
+_ENLARGING = frozenset({"broadcast_in_dim", "reshape", "convert_element_type", "squeeze"})
+_INLINED = {primitives.jit_p: "jaxpr", primitives.closed_call_p: "call_jaxpr"}
+
+
+def program_of(closed: core.ClosedJaxpr, num_params: int) -> Program:
+    """Sorts the equations of a loss `(*params, *example) -> (loss, *aux)`."""
+    return _Tracer().program(closed, num_params)
+
+
+class _Tracer:
+    """The program while it grows."""
+
+    def __init__(self):
+        self.slots = itertools.count()
+        self.values: dict[int, Value] = {}
+        self.sites: list[Site] = []
+        self.lifted: dict[int, list[str]] = {}
+        self.copies: dict[tuple[int, int], int] = {}
+
+    def program(self, closed: core.ClosedJaxpr, num_params: int) -> Program:
+        top = Scope()
+        variables = closed.jaxpr.invars
+        params = [
+            self.new(v.aval, Kind.PARAMETER, (), True, frozenset({i}), whole(i, v.aval))
+            for i, v in enumerate(variables[:num_params])
+        ]
+        example = [self.new(v.aval, Kind.EXAMPLE) for v in variables[num_params:]]
+        loss, *aux = self.inline(top, closed, [*params, *example])
+        results = [
+            self.as_example(top, loss, "the loss"),
+            *(self.as_example(top, out, None) for out in aux),
+        ]
+        return Program(top, self.values, params, example, results, self.sites, self.lifted)
+
+    def new(self, aval: Any, kind: Kind, *known: Any) -> int:
+        slot = next(self.slots)
+        self.values[slot] = Value(aval, kind, *known)
+        return slot
+
+    def kind(self, operand: Operand) -> Kind:
+        if not isinstance(operand, int):
+            return Kind.CONSTANT
+        return Kind.EXAMPLE if operand < 0 else self.values[operand].kind
+
+    def inline(
+        self, scope: Scope, closed: core.ClosedJaxpr, operands: Sequence[Operand]
+    ) -> list[Operand]:
+        """Adds the equations of a jaxpr to a scope, and returns its results."""
+        names: dict[core.Var, Operand] = dict(zip(closed.jaxpr.invars, operands, strict=True))
+        for variable, const in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+            slot = self.new(variable.aval, Kind.CONSTANT, (False,) * scope.depth)
+            scope.given[slot] = const
+            names[variable] = slot
+
+        def read(atom: Any) -> Operand:
+            return atom if isinstance(atom, core.Literal) else names[atom]
+
+        for eqn in closed.jaxpr.eqns:
+            outputs = self.equation(scope, eqn, [read(atom) for atom in eqn.invars])
+            names.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in closed.jaxpr.outvars]
+
+    def equation(
+        self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]
+    ) -> Sequence[Operand]:
+        kinds = [self.kind(operand) for operand in inputs]
+        reads_params = Kind.PARAMETER in kinds
+        if eqn.primitive in _INLINED and reads_params:
+            body = eqn.params[_INLINED[eqn.primitive]]
+            closed = body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ())
+            return self.inline(scope, closed, inputs)
+        if Kind.EXAMPLE not in kinds:
+            return self.outer(scope, eqn, inputs)
+        if reads_params and eqn.primitive is primitives.remat_p:
+            return self.remat(scope, eqn, inputs)
+        if reads_params and eqn.primitive is primitives.scan_p:
+            return self.scan(scope, eqn, inputs)
+        return self.step(scope, eqn, inputs)
+
+    def outer(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> list[int]:
+        """An equation on constants and parameter values alone."""
+        known = [self.values[operand] for operand in inputs if isinstance(operand, int)]
+        varying = tuple(
+            any(value.varying[level] for value in known) for level in range(scope.depth)
+        )
+        passes = eqn.primitive is not primitives.stop_gradient_p
+        kind = max((value.kind for value in known), default=Kind.CONSTANT)
+        sources = frozenset().union(*(value.sources for value in known))
+        first = None
+        if inputs and all(self.kind(operand) == Kind.CONSTANT for operand in inputs[1:]):
+            first = self.values.get(inputs[0]) if isinstance(inputs[0], int) else None
+        outputs = [
+            self.new(
+                v.aval,
+                kind,
+                varying,
+                passes and any(value.active for value in known) and inexact(v.aval),
+                sources,
+                view_of(eqn, first, sum(varying), v.aval),
+            )
+            for v in eqn.outvars
+        ]
+        op = Op(eqn.primitive.name, function_of(eqn), tuple(inputs), tuple(outputs))
+        scope.producers.update(dict.fromkeys(outputs, op))
+        return outputs
+
+    def step(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> list[int]:
+        """An equation that reads an example value."""
+        outputs = [self.new(v.aval, Kind.EXAMPLE) for v in eqn.outvars]
+        weights = [
+            position
+            for position, operand in enumerate(inputs)
+            if isinstance(operand, int) and self.values[operand].active
+        ]
+        call = function_of(eqn)
+        act_position = rules.activation(eqn, inputs, weights, self.kind)
+        if act_position is None:
+            differentiable = any(inexact(v.aval) for v in eqn.outvars)
+            label = eqn.primitive.name if differentiable else None
+            read = tuple(self.as_example(scope, operand, label) for operand in inputs)
+            scope.steps.append(Call(Op(eqn.primitive.name, call, read, tuple(outputs))))
+            return outputs
+        (position,) = weights
+        weight = inputs[position]
+        read = tuple(
+            self.as_example(scope, operand, None) if place != position else operand
+            for place, operand in enumerate(inputs)
+        )
+        scope.weights[weight] = None
+        site = Site(
+            len(self.sites),
+            eqn,
+            weight,
+            position,
+            inputs[act_position],
+            act_position,
+            scope.loops,
+            self.values[weight].varying,
+            Op(eqn.primitive.name, call, read, tuple(outputs)),
+        )
+        self.sites.append(site)
+        scope.steps.append(Use(site))
+        return outputs
+
+    def as_example(self, scope: Scope, operand: Operand, reader: str | None) -> Operand:
+        """An operand as the steps may read it, differentiated as a whole if a reader is named."""
+        if not isinstance(operand, int) or self.values[operand].kind != Kind.PARAMETER:
+            return operand
+        if reader is None or not self.values[operand].active:
+            scope.weights[operand] = None
+            return operand
+        producer = scope.producers.get(operand)
+        if producer is not None and producer.name in _ENLARGING and self.small(producer.inputs):
+            key = (operand, id(scope.steps))
+            if key not in self.copies:
+                read = tuple(self.as_example(scope, each, reader) for each in producer.inputs)
+                self.copies[key] = self.new(self.values[operand].aval, Kind.EXAMPLE)
+                scope.steps.append(
+                    Call(Op(producer.name, producer.call, read, (self.copies[key],)))
+                )
+            return self.copies[key]
+        scope.weights[-1 - operand] = None
+        readers = self.lifted.setdefault(operand, [])
+        if reader not in readers:
+            readers.append(reader)
+        return -1 - operand
+
+    def small(self, inputs: tuple[Operand, ...]) -> bool:
+        return (
+            len(inputs) == 1 and isinstance(inputs[0], int) and inexact(self.values[inputs[0]].aval)
+        )
+
+    def remat(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
+        # The parameter values within are computed ahead with all others: only steps are recomputed.
+        inner = Scope(scope.depth, scope.loops, scope.producers, scope.given, [], scope.children)
+        first = len(self.sites)
+        results = self.inline(inner, core.ClosedJaxpr(eqn.params["jaxpr"], ()), inputs)
+        written = {slot for step in inner.steps for slot in made(step)}
+        read = {slot for step in inner.steps for slot in read_by(step) if slot not in written}
+        read = {slot for slot in read if slot >= 0 and self.kind(slot) != Kind.PARAMETER}
+        outputs = tuple(slot for slot in results if isinstance(slot, int) and slot in written)
+        scope.weights.update(inner.weights)
+        scope.steps.append(
+            Remat(
+                inner.steps,
+                tuple(sorted(read)),
+                tuple(dict.fromkeys(outputs)),
+                tuple(inner.weights),
+                tuple(self.sites[first:]),
+                {name: eqn.params[name] for name in ("prevent_cse", "policy")},
+            )
+        )
+        return results
+
+    def scan(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
+        closed, length = eqn.params["jaxpr"], eqn.params["length"]
+        consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        variables, results = closed.jaxpr.invars, closed.jaxpr.outvars
+        body = Scope(scope.depth + 1, (*scope.loops, length))
+        first = len(self.sites)
+        # A value that is carried around unchanged is as good as one closed over.
+        unchanged = [
+            results[i] is variables[consts + i] and self.kind(inputs[consts + i]) != Kind.EXAMPLE
+            for i in range(carries)
+        ]
+        slots, carry, initial, closed_over, sliced = [], [], [], {}, {}
+        for place, (variable, operand) in enumerate(zip(variables, inputs, strict=True)):
+            is_carry = consts <= place < consts + carries
+            if is_carry and not unchanged[place - consts]:
+                slot = self.new(variable.aval, Kind.EXAMPLE)
+                carry.append(slot)
+                initial.append(self.as_example(scope, operand, "the first carry of a scan"))
+            elif self.kind(operand) == Kind.EXAMPLE:
+                slot = self.new(variable.aval, Kind.EXAMPLE)
+                (sliced if place >= consts + carries else closed_over)[slot] = operand
+            else:
+                slot = self.inherit(scope, operand, variable.aval, place >= consts + carries)
+                (body.sliced if place >= consts + carries else body.invariant)[slot] = operand
+                if self.kind(operand) == Kind.CONSTANT:  # steps may read it too
+                    (sliced if place >= consts + carries else closed_over)[slot] = operand
+            slots.append(slot)
+        outs = self.inline(body, closed, slots)
+        carried = [
+            self.as_example(body, out, "the carry of a scan")
+            for i, out in enumerate(outs[:carries])
+            if not unchanged[i]
+        ]
+        stacked = [self.as_example(body, out, "the output of a scan") for out in outs[carries:]]
+        outputs = [
+            inputs[consts + i] if i < carries and unchanged[i] else self.new(v.aval, Kind.EXAMPLE)
+            for i, v in enumerate(eqn.outvars)
+        ]
+        scope.children.append(body)
+        scope.weights.update(body.weights)
+        scope.steps.append(
+            Scan(
+                body,
+                tuple(carry),
+                tuple(initial),
+                closed_over,
+                sliced,
+                tuple(carried),
+                tuple(stacked),
+                tuple(o for i, o in enumerate(outputs) if not (i < carries and unchanged[i])),
+                frozenset(key for key in body.weights if self.slices(key, scope.depth)),
+                tuple(self.sites[first:]),
+                {name: eqn.params[name] for name in ("length", "reverse", "unroll")},
+            )
+        )
+        return outputs
+
+    def slices(self, key: int, level: int) -> bool:
+        return self.values[key if key >= 0 else -1 - key].varying[level]
+
+    def inherit(self, scope: Scope, operand: Operand, aval: Any, is_slice: bool) -> int:
+        """A constant or parameter value of the surrounding scope, in the body of a scan."""
+        if not isinstance(operand, int):
+            return self.new(aval, Kind.CONSTANT, (*(False,) * scope.depth, is_slice))
+        value = self.values[operand]
+        return self.new(
+            aval, value.kind, (*value.varying, is_slice), value.active, value.sources, value.view
+        )

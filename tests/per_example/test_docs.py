@@ -1,0 +1,29 @@
+"""The page on per-example clipping runs from top to bottom."""
+
+import contextlib
+import io
+import pathlib
+import re
+
+import jax
+
+import jaxclip
+from jaxclip import per_example
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "per-example.md"
+
+
+def test_the_examples_of_the_page(monkeypatch):
+    for name in ("clipped_grad", "value_and_clipped_grad", "per_example"):
+        value = per_example if name == "per_example" else getattr(per_example, name)
+        monkeypatch.setattr(jaxclip, name, value, raising=False)
+    text = PAGE.read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) > 5
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), jax.numpy_rank_promotion("allow"):
+        names: dict = {}
+        for block in blocks:
+            exec(block, names)  # this page is ours
+    (shown,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert printed.getvalue() == shown
