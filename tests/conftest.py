@@ -9,9 +9,25 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+class SharedWork(LoadScopeScheduling):
+    """Runs the tests in one process that share what they compile or prepare."""
+
+    def _split_scope(self, nodeid):
+        if "test_contract.py" in nodeid:
+            return nodeid.rstrip("]").split("[")[-1].split("-")[-1]  # the method
+        if "experiments/test_main.py" in nodeid or "experiments/test_data.py" in nodeid:
+            return "MNIST"
+        return nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return SharedWork(config, log)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,7 +1,7 @@
 """The contract, for every method of the table in `tests/helpers.py`.
 
 What compiles is what takes the time: `step` is compiled once for all tests of a method, which run
-in one process, and what is a matter of shapes, dtypes or shardings is only traced.
+in one process (`conftest.py`), and what is a matter of shapes, dtypes or shardings is only traced.
 """
 
 import functools
@@ -18,10 +18,7 @@ from jax.sharding import PartitionSpec as P
 import jaxclip
 from tests.helpers import METHODS, Case, close, framework_trees, same_bits, tree, true_norms
 
-METHOD = pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, id=c.name, marks=pytest.mark.xdist_group(c.name)) for c in METHODS],
-)
+METHOD = pytest.mark.parametrize("case", METHODS, ids=lambda case: case.name)
 PARAMS = tree(seed=1)
 
 

@@ -22,9 +22,7 @@ MEASURES = {
     "per_entry": measures.per_entry(),
 }
 THRESHOLDS = {
-    "constant": thresholds.constant(0.5),
     "scheduled": thresholds.scheduled(optax.linear_schedule(0.5, 0.1, 10)),
-    "relative": thresholds.relative(0.1),
     "lowest": thresholds.lowest(0.5, thresholds.relative(0.1)),
 }
 SHRINKS = [
@@ -60,7 +58,7 @@ def test_core_every_measure_with_every_threshold_and_shrink(measure, threshold):
             jax.tree.leaves(norms), jax.tree.leaves(param_norms), strict=True
         ):
             relative = 0.1 * np.maximum(param_norm, 1e-3)
-            limit = {"relative": relative, "lowest": np.minimum(relative, 0.5)}.get(threshold, 0.5)
+            limit = np.minimum(relative, 0.5) if threshold == "lowest" else 0.5
             assert np.all(np.asarray(norm) <= limit * (1 + 1e-6))
         assert float(metrics.clipped) == 1 or float(metrics.clipped_norm) > 0
         assert float(metrics.clipped_norm) <= float(metrics.limit) * (1 + 1e-6)

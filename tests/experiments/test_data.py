@@ -126,7 +126,6 @@ def test_a_proxy_counts_as_a_network(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("mnist")
 def test_tfds_gives_the_original_images_with_their_labels(mnist):
     for split, images, labels in [
         (mnist.train, data.TRAIN_IMAGES, data.TRAIN_LABELS),

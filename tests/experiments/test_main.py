@@ -119,7 +119,6 @@ def finish(process):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("mnist")
 def test_the_main_job_learns_the_digits(command, tmp_path):
     out = finish(command())
     last, kept = out.splitlines()[-2:]
@@ -134,7 +133,6 @@ def test_the_main_job_learns_the_digits(command, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("mnist")
 def test_a_run_killed_in_mid_epoch_ends_bit_for_bit_as_if_it_had_not(command, tmp_path):
     options = ["--epochs", "3", "--clip", "adaptive_grad_clip", "--optimizer", "momentum"]
     finish(command(*options, "--out", "whole"))

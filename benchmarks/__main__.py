@@ -1,0 +1,8 @@
+"""Runs every benchmark, each in a process of its own: `make bench`."""
+
+import subprocess
+import sys
+
+for name in ("clips", "epoch", "per_example"):
+    print(f"--- {name}", flush=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
