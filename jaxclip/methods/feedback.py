@@ -33,10 +33,10 @@ def u_clip(
       >>> state = tx.init(jnp.zeros(1))
       >>> for gradient in (2.5, 0.0, 0.0):
       ...     update, state = tx.update(jnp.array([gradient]), state)
-      ...     print(update)
-      [1.]
-      [1.]
-      [0.5]
+      ...     print(update[0])
+      1.0
+      1.0
+      0.5
 
     Source:
       Elesedy, Hutter 2023, arXiv 2302.02971.
