@@ -252,6 +252,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ways: dict[str, Callable[[Model], Callable]] = {"jaxclip": ours}
     if arguments.peers:
+        print("Opacus is absent from the table: it has no JAX models.")
         ways["optax vmap"] = optax_vmap
         if importlib.util.find_spec("jax_privacy") is None:
             print("jax-privacy is not installed: absent from the table.")

@@ -33,6 +33,19 @@ def function_of(eqn: core.JaxprEqn) -> Any:
     return call
 
 
+def closed_of(body: Any) -> core.ClosedJaxpr:
+    """The body of a call, which some primitives keep without its (empty) constants."""
+    return body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ())
+
+
+def scan_inputs(params: dict[str, Any]) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.12
+    return len(consts), len(carry)
+
+
 def made(step: Any) -> tuple[int, ...]:
     """The slots that a step fills."""
     if isinstance(step, Call):

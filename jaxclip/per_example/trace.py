@@ -8,7 +8,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from . import rules
-from .equations import function_of, made, read_by
+from .equations import closed_of, function_of, made, read_by, scan_inputs
 from .program import (
     Call,
     Kind,
@@ -93,9 +93,7 @@ class _Tracer:
         kinds = [self.kind(operand) for operand in inputs]
         reads_params = Kind.PARAMETER in kinds
         if eqn.primitive in _INLINED and reads_params:
-            body = eqn.params[_INLINED[eqn.primitive]]
-            closed = body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ())
-            return self.inline(scope, closed, inputs)
+            return self.inline(scope, closed_of(eqn.params[_INLINED[eqn.primitive]]), inputs)
         if Kind.EXAMPLE not in kinds:
             return self.outer(scope, eqn, inputs)
         if reads_params and eqn.primitive is primitives.remat_p:
@@ -201,7 +199,7 @@ class _Tracer:
         # The parameter values within are computed ahead with all others: only steps are recomputed.
         inner = Scope(scope.depth, scope.loops, scope.producers, scope.given, [], scope.children)
         first = len(self.sites)
-        results = self.inline(inner, core.ClosedJaxpr(eqn.params["jaxpr"], ()), inputs)
+        results = self.inline(inner, closed_of(eqn.params["jaxpr"]), inputs)
         written = {slot for step in inner.steps for slot in made(step)}
         read = {slot for step in inner.steps for slot in read_by(step) if slot not in written}
         read = {slot for slot in read if slot >= 0 and self.kind(slot) != Kind.PARAMETER}
@@ -220,8 +218,8 @@ class _Tracer:
         return results
 
     def scan(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
-        closed, length = eqn.params["jaxpr"], eqn.params["length"]
-        consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        closed, length = closed_of(eqn.params["jaxpr"]), eqn.params["length"]
+        consts, carries = scan_inputs(eqn.params)
         variables, results = closed.jaxpr.invars, closed.jaxpr.outvars
         body = Scope(scope.depth + 1, (*scope.loops, length))
         first = len(self.sites)

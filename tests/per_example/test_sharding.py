@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxclip import per_example
 
 from .helpers import FAST, cast, distance
-from .zoo import BATCH, ZOO
+from .models import BATCH
+from .zoo import ZOO
 
 
 def spread(name):
