@@ -273,9 +273,11 @@ def _spread_over(x: Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the named axes along which `x` differs from device to device."""
 
     def tracked(name: str) -> bool:
-        return name in jax.typeof(lax.axis_index(name)).mat.varying
+        return name in jax.typeof(lax.axis_index(name)).manual_axis_type.varying
 
-    return tuple(n for n in axis_name if not tracked(n) or n in jax.typeof(x).mat.varying)
+    return tuple(
+        n for n in axis_name if not tracked(n) or n in jax.typeof(x).manual_axis_type.varying
+    )
 
 
 def _power(x: Array, ord: float) -> Array:
