@@ -12,7 +12,6 @@ checkpoint; resuming cuts it back to there.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -20,7 +19,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -65,17 +64,9 @@ class Run:
         path = self.folder / "result.json"
         return read_json(path) if path.exists() else None
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps a second process out; the lock goes with the process, however that ends."""
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BadInput(
-                    f"another process is writing into {self.folder}: wait for it, or stop it"
-                ) from error
-            yield
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps a second process out."""
+        return atomic.locked(self.folder)
 
     def append(self, epoch: int, history: History) -> None:
         """Adds the lines of the epoch that ends as number `epoch`."""
