@@ -1,128 +1,221 @@
-"""Sweeps: many trainings of one structure side by side, on all devices, kept chunk by chunk.
+"""Many trainings of one structure: their numbers as a grid, and one compiled call a chunk of them.
 
-Grids are trials whose numbers are arrays. `product` makes every combination, `chain` puts grids one
-after the other, and a trial of lists is what a `zip` would be:
-
-    trials = product(limit=[0.1, 1.0, 10.0], seed=range(8))
-    history = sweep(config, trials, data, folder=Path("runs/limits"))
+A grid is a sequence of trials, each a mapping from the arguments of `experiments.config.trial` to
+numbers. `product`, `chain` and `zipped` make larger grids of smaller ones.
 """
 
 import functools
+import hashlib
+import io
 import itertools
-import re
-from collections.abc import Callable, Iterable
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import atomic, train
+from experiments import atomic, runs, train
 from experiments.config import Config, Trial, trial
 from experiments.data import Data
 from experiments.errors import BadInput
 from experiments.train import History
 
-
-def product(**values: Iterable[float]) -> Trial:
-    """Returns every combination of the values of a `Trial`, the last one changing fastest."""
-    rows: Iterable[Any] = itertools.product(*values.values())
-    return chain(*[trial(**dict(zip(values, row, strict=True))) for row in rows])
+Grid = Sequence[Mapping[str, Any]]
+Report = Callable[[int, int], None]
+AXIS = "trials"
 
 
-def chain(*grids: Trial) -> Trial:
-    """Returns the trials of all grids, in their order; a single trial counts as a grid of one."""
-    return jax.tree.map(lambda *parts: jnp.concatenate([jnp.atleast_1d(p) for p in parts]), *grids)
+def values(name: str, *numbers: float) -> Grid:
+    """Returns the grid in which one argument takes each of the numbers."""
+    return [{name: number} for number in numbers]
 
 
-def size(trials: Trial) -> int:
-    """Returns how many trials a grid has."""
-    return len(trials.seed)
+def product(*grids: Grid) -> Grid:
+    """Returns every combination of a trial of each grid; later grids win, and vary fastest."""
+    return [merged(parts) for parts in itertools.product(*grids)]
+
+
+def chain(*grids: Grid) -> Grid:
+    """Returns the trials of all grids, one grid after the other."""
+    return list(itertools.chain(*grids))
+
+
+def zipped(*grids: Grid) -> Grid:
+    """Returns the first trials of all grids as one, then the second ones; lengths must agree."""
+    return [merged(parts) for parts in zip(*grids, strict=True)]
+
+
+def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns one trial with the arguments of all parts."""
+    return dict(itertools.chain.from_iterable(part.items() for part in parts))
+
+
+def stack(grid: Grid) -> Trial:
+    """Returns the trials of a grid as one `Trial` of arrays."""
+    if not grid:
+        raise BadInput("the grid is empty: give at least one trial")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trial(**point) for point in grid))
 
 
 def sweep(
     config: Config,
     trials: Trial,
     data: Data,
-    folder: Path | None = None,
+    folder: Path,
+    *,
     chunk: int = 64,
-    report: Callable[[int, int], Any] = lambda done, trials: None,
+    memory: int | None = None,
+    report: Report = lambda done, total: None,
 ) -> History:
-    """Returns the history of every trial, each array with an axis of trials in front.
+    """Returns the history of every trial, as arrays of the host with a leading axis of trials.
+
+    The trials of a chunk are laid over all devices. Every finished chunk is kept in the folder, and
+    a sweep that was stopped does only what is missing.
 
     Args:
-        config: what all of them share; it is compiled once.
-        trials: their numbers.
-        data: the examples, copied to every device.
-        folder: where each chunk is kept when it is done; a sweep that is started again computes
-            what is missing, and its history is the same bit for bit.
-        chunk: how many trials run at a time, over all devices.
-        report: is told how many trials of how many are done, after every chunk.
+        config: what decides the code of all of them; it is compiled once.
+        trials: their numbers, each an array [trials].
+        data: the examples.
+        folder: where the chunks are kept; it is made, or holds an earlier part of this sweep.
+        chunk: how many trials are in one call; rounded up to a multiple of the devices.
+        memory: bytes that a chunk may take; by default those that are free here.
+        report: called with the number of trials done and their total, at first and every chunk.
 
     Raises:
-        BadInput: the folder has another sweep, or is being written to.
+        BadInput: the chunk cannot fit, another process writes into the folder, or it holds
+            something else than a part of this sweep.
     """
-    if folder is None:
-        return _sweep(config, trials, data, chunk, report, lambda number, compute: compute())
+    if chunk < 1:
+        raise BadInput(f"the chunk is {chunk}: give 1 or more")
+    devices = len(jax.devices())
+    size = -(-chunk // devices) * devices
+    check_memory(config, trials, data, size, free_memory() if memory is None else memory)
+    total = len(trials.seed)
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    placed = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    lowered = many(config, mesh).lower(pick(trials, 0, size, sharding), placed)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.locked(folder):
-        _claim(folder / "sweep.txt", f"{_text(config)}\nchunk={chunk}\n{jax.device_get(trials)}\n")
-        return _sweep(config, trials, data, chunk, report, functools.partial(_kept, folder))
+        claim(folder, identity(lowered.as_text(), trials, data, size))
+        files = [folder / f"trials-{start}.npz" for start in range(0, total, size)]
+        done = sum(
+            min(size, total - index * size) for index, file in enumerate(files) if file.exists()
+        )
+        report(done, total)
+        compiled = lowered.compile() if done < total else None
+        for index, file in enumerate(files):
+            if compiled is None or file.exists():
+                continue
+            start = index * size
+            history = jax.device_get(compiled(pick(trials, start, size, sharding), placed))
+            count = min(size, total - start)
+            keep(file, jax.tree.map(lambda leaf, count=count: leaf[:count], history))
+            done += count
+            report(done, total)
+        parts = [read(file) for file in files]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _sweep(
-    config: Config,
-    trials: Trial,
-    data: Data,
-    chunk: int,
-    report: Callable[[int, int], Any],
-    keep: Callable[[int, Callable[[], History]], History],
-) -> History:
-    count, devices = size(trials), jax.device_count()
-    chunk = -(-min(chunk, count) // devices) * devices
-    mesh = jax.make_mesh((devices,), ("trials",), axis_types=(AxisType.Auto,))
-    data = jax.device_put(data, NamedSharding(mesh, P()))
-    histories = []
-    for number, first in enumerate(range(0, count, chunk)):
-        # The last chunk is filled up with its last trial: one shape, one compilation.
-        rows = np.minimum(np.arange(first, first + chunk), count - 1)
-        here = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], trials)
-        here = jax.device_put(here, NamedSharding(mesh, P("trials")))
-        history = keep(number, lambda here=here: jax.device_get(_side_by_side(config, here, data)))
-        histories.append(history)
-        report(min(first + chunk, count), count)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *histories)
+def many(config: Config, mesh: Mesh) -> Any:
+    """Returns the training of many trials side by side, compiled; devices never talk."""
+    side_by_side = jax.vmap(functools.partial(train.train, config), (0, None))
+    # By hand, because an automatic partition is free to gather what has no need to meet.
+    return jax.jit(
+        jax.shard_map(
+            side_by_side,
+            mesh=mesh,
+            in_specs=(PartitionSpec(AXIS), PartitionSpec()),
+            out_specs=PartitionSpec(AXIS),
+            check_vma=False,
+        )
+    )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _side_by_side(config: Config, trials: Trial, data: Data) -> History:
-    return jax.vmap(functools.partial(train.train, config), (0, None))(trials, data)
+def pick(trials: Trial, start: int, size: int, sharding: NamedSharding) -> Trial:
+    """Returns `size` trials from `start` on; the last one fills up what is missing."""
+    rows = np.minimum(np.arange(start, start + size), len(trials.seed) - 1)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[rows], sharding), trials)
 
 
-def _kept(folder: Path, number: int, compute: Callable[[], History]) -> History:
-    """The history of a chunk, from its file or else into it."""
-    path = folder / f"chunk-{number:04}.npz"
+def identity(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, Any]:
+    """Returns all that the bits of a sweep depend on."""
+    return {
+        "program_sha256": hashlib.sha256(program.encode()).hexdigest(),
+        "trials_sha256": runs.fingerprint(trials),
+        "data_sha256": runs.fingerprint(data),
+        "chunk": chunk,
+        "devices": len(jax.devices()),
+        "versions": runs.versions(),
+    }
+
+
+def claim(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Writes what the sweep is, or compares it with what an earlier process wrote."""
+    path = folder / "sweep.json"
     if not path.exists():
-        arrays = compute()._asdict()
-        atomic.write(path, lambda file: np.savez(file, **arrays))
-    with np.load(path) as arrays:
-        return History(**arrays)
-
-
-def _claim(path: Path, text: str) -> None:
-    """Makes sure that a folder is of this sweep, and of no other."""
-    if not path.exists():
-        atomic.write_text(path, text)
-    elif path.read_text() != text:
+        # A process killed while it wrote leaves a part behind.
+        if any(item.suffix != ".part" and item.name != ".lock" for item in folder.iterdir()):
+            raise BadInput(f"{folder} holds something else than a sweep: name another folder")
+        atomic.write_text(path, f"{json.dumps(wanted, indent=2)}\n")
+    kept = runs.read_json(path)
+    different = [key for key in wanted if kept.get(key) != wanted[key]]
+    if different:
         raise BadInput(
-            f"{path.parent} has another sweep, of other trials or another config ({path.name} "
-            "tells which): name another folder"
+            f"{folder} holds another sweep: {', '.join(different)} differ; name another folder"
         )
 
 
-def _text(config: Config) -> str:
-    """The config, without the addresses that Python gives its functions."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(config))
+def keep(file: Path, history: History) -> None:
+    """Writes the histories of a chunk, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **history._asdict())
+    atomic.write(file, lambda target: target.write(buffer.getvalue()))
+
+
+def read(file: Path) -> History:
+    """Reads the histories of a chunk."""
+    with np.load(file) as arrays:
+        return History(**{name: arrays[name] for name in History._fields})
+
+
+def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: int) -> None:
+    """Raises `BadInput` where a chunk takes more than `memory` bytes, before it is compiled."""
+    shared, each = smallest_memory(config, jax.tree.map(lambda leaf: leaf[0], trials), data)
+    if shared + chunk * each > memory:
+        fits = (memory - shared) // each
+        devices = len(jax.devices())
+        fits -= fits % devices
+        advice = (
+            f"give a chunk of {fits} or less" if fits > 0 else "not even one fits on each device"
+        )
+        raise BadInput(
+            f"a chunk of {chunk} trials takes at least {(shared + chunk * each) >> 20} MiB, and "
+            f"{memory >> 20} are free: {advice}"
+        )
+
+
+def smallest_memory(config: Config, one: Trial, data: Data) -> tuple[int, int]:
+    """Returns the bytes that all trials share, and those of each, activations not counted."""
+    state = jax.eval_shape(functools.partial(train.init, config), one, data)
+    history = jax.eval_shape(functools.partial(train.train, config), one, data)
+    # The state before and after a step, and the gradient between them.
+    each = 2 * size_of(state) + size_of(state.params) + size_of(history)
+    return len(jax.devices()) * size_of(data), each
+
+
+def size_of(tree: Any) -> int:
+    """Returns the bytes of all arrays in a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def free_memory() -> int:
+    """Returns the bytes that are free: of all devices, or of the host where they share its own."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.devices()]
+    known = [limit for limit in limits if limit is not None]
+    return sum(known) if known else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,77 +1,140 @@
-"""Sweeps: each trial as it is alone, one compilation, and nothing computed twice."""
-
-import functools
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxclip
-from experiments import atomic, sweep, train
-from experiments.config import Config, trial
+from experiments import atomic, sweep
+from experiments.config import Config
+from experiments.data import Data
 from experiments.errors import BadInput
-from tests.experiments.test_train import LINE, Line
-
-calls = []
 
 
-def counted(limit):
-    """A clip that tells how often its code is traced."""
-    calls.append(limit)
-    return jaxclip.clip_by_global_norm(limit)
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line through points."""
+
+    def init(self, key):
+        return {"slope": jax.random.normal(key), "height": jnp.zeros(())}
+
+    def loss(self, params, batch):
+        x, y = batch
+        return jnp.mean((params["slope"] * x + params["height"] - y) ** 2)
+
+    def score(self, params, test):
+        return -self.loss(params, test)
 
 
-CONFIG = Config(Line(), counted, batch_size=8, epochs=2)
-GRID = sweep.product(limit=[0.1, 1.0, 10.0], seed=range(7))
+POINTS = np.linspace(-1, 1, 40, dtype=np.float32)
+LINE = Data(train=(POINTS, 2 * POINTS + 1), test=(POINTS, 2 * POINTS + 1))
+CONFIG = Config(Line(), jaxclip.clip_by_global_norm, batch_size=8, epochs=2)
+GRID = sweep.product(sweep.values("limit", 0.1, 1.0, 10.0), sweep.values("seed", *range(6)))
+TRIALS = sweep.stack(GRID)
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
-    told = []
-    history = sweep.sweep(CONFIG, GRID, LINE, folder, 8, lambda *done: told.append(done))
-    return folder, history, told
+@pytest.fixture
+def compilations(monkeypatch):
+    """Counts the programs of a sweep that are compiled."""
+    count = []
+    compile = jax.stages.Lowered.compile
+
+    def counted(self, *arguments, **options):
+        count.append(self)
+        return compile(self, *arguments, **options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", counted)
+    return count
 
 
-def test_grids_are_products_and_chains():
-    assert sweep.size(GRID) == 21
-    np.testing.assert_allclose(GRID.limit[:8], [0.1] * 7 + [1.0], rtol=1e-6)
-    np.testing.assert_array_equal(GRID.seed[:8], [*range(7), 0])
-    both = sweep.chain(GRID, trial(seed=99))
-    assert sweep.size(both) == 22
-    assert int(both.seed[-1]) == 99
+def test_the_algebra_of_grids():
+    a, b = sweep.values("limit", 1, 2), sweep.values("seed", 3, 4)
+    assert sweep.product(a, b) == [
+        {"limit": 1, "seed": 3},
+        {"limit": 1, "seed": 4},
+        {"limit": 2, "seed": 3},
+        {"limit": 2, "seed": 4},
+    ]
+    assert sweep.zipped(a, b) == [{"limit": 1, "seed": 3}, {"limit": 2, "seed": 4}]
+    assert sweep.chain(a, b) == [{"limit": 1}, {"limit": 2}, {"seed": 3}, {"seed": 4}]
+    with pytest.raises(ValueError, match="shorter"):
+        sweep.zipped(a, sweep.values("seed", 3))
+    with pytest.raises(BadInput, match="empty"):
+        sweep.stack([])
 
 
-def test_every_trial_is_what_it_is_alone(swept):
-    _, history, told = swept
-    assert told == [(8, 21), (16, 21), (21, 21)]
-    alone = jax.jit(functools.partial(train.train, CONFIG))
-    for k in (0, 9, 20):
-        one = alone(jax.tree.map(lambda x, k=k: x[k], GRID), LINE)
-        for swept_series, series in zip(history, one, strict=True):
-            np.testing.assert_allclose(swept_series[k], series, rtol=1e-4, atol=1e-5)
+def test_a_killed_sweep_does_only_what_is_missing(tmp_path, equal, compilations):
+    whole, told = tmp_path / "whole", []
+    expected = sweep.sweep(CONFIG, TRIALS, LINE, whole, chunk=8, report=lambda *n: told.append(n))
+    assert told == [(0, 18), (8, 18), (16, 18), (18, 18)]
+    assert len(compilations) == 1
+    assert expected.score.shape == (18, 2)
+
+    def killed(done, total):
+        if done == 8:
+            raise KeyboardInterrupt
+
+    part, told = tmp_path / "part", []
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(CONFIG, TRIALS, LINE, part, chunk=8, report=killed)
+    resumed = sweep.sweep(CONFIG, TRIALS, LINE, part, chunk=8, report=lambda *n: told.append(n))
+    assert told == [(8, 18), (16, 18), (18, 18)]
+    assert equal(resumed, expected)
+    assert len(compilations) == 3
+    assert equal(sweep.sweep(CONFIG, TRIALS, LINE, part, chunk=8), expected)
+    assert len(compilations) == 3
 
 
-def test_a_sweep_compiles_once_and_computes_what_is_missing(swept):
-    folder, history, _ = swept
-    (folder / "chunk-0001.npz").unlink()
-    traced, written = len(calls), {p: p.stat().st_mtime_ns for p in folder.glob("chunk-*")}
-    again = sweep.sweep(CONFIG, GRID, LINE, folder, 8)
-    assert len(calls) == traced
-    assert all(p.stat().st_mtime_ns == at for p, at in written.items())
-    for one, other in zip(history, again, strict=True):
-        assert one.tobytes() == other.tobytes()
+def test_the_trials_are_those_of_train_alone(tmp_path):
+    histories = sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=18)
+    for index in (0, 17):
+        alone = jax.jit(lambda one: sweep.train.train(CONFIG, one, LINE))(
+            jax.tree.map(lambda leaf, index=index: leaf[index], TRIALS)
+        )
+        np.testing.assert_allclose(histories.loss[index], alone.loss, rtol=1e-5, atol=1e-6)
 
 
-def test_a_folder_is_of_one_sweep_and_of_one_process(swept):
-    folder, _, _ = swept
-    with pytest.raises(BadInput, match="another sweep"):
-        sweep.sweep(CONFIG, sweep.product(seed=range(3)), LINE, folder, 8)
-    with atomic.locked(folder), pytest.raises(BadInput, match="another process"):
-        sweep.sweep(CONFIG, GRID, LINE, folder, 8)
+def test_the_devices_do_not_talk_and_share_the_trials():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), (sweep.AXIS,))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sweep.AXIS))
+    program = sweep.many(CONFIG, mesh).lower(sweep.pick(TRIALS, 0, 24, placed), LINE).compile()
+    assert len(jax.devices()) == 8
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
+        assert collective not in program.as_text()
 
 
-def test_a_sweep_is_laid_over_all_devices():
-    assert jax.device_count() == 8
-    history = sweep.sweep(CONFIG, sweep.product(seed=range(3)), LINE)
-    assert history.loss.shape == (3, 2, 5)
+def test_a_second_sweep_on_the_folder_refuses(tmp_path):
+    with atomic.locked(tmp_path), pytest.raises(BadInput, match="another process"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"epochs": 1}, "program_sha256"), ({"clip": jaxclip.clip_by_leaf_norm}, "program_sha256")],
+)
+def test_another_sweep_in_the_folder_refuses(tmp_path, change, told):
+    sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
+    with pytest.raises(BadInput, match=told):
+        sweep.sweep(dataclasses.replace(CONFIG, **change), TRIALS, LINE, tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("kept")
+    with pytest.raises(BadInput, match="something else"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "kept"
+
+
+def test_what_a_kill_leaves_at_the_very_start_is_no_hindrance(tmp_path):
+    (tmp_path / "sweep.json.7.part").write_text("{")
+    assert sweep.sweep(CONFIG, TRIALS, LINE, tmp_path).score.shape == (18, 2)
+
+
+def test_a_chunk_too_large_is_told_before_compiling(tmp_path, compilations):
+    shared, each = sweep.smallest_memory(CONFIG, jax.tree.map(lambda leaf: leaf[0], TRIALS), LINE)
+    with pytest.raises(BadInput, match="a chunk of 16 or less"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=24, memory=shared + 17 * each)
+    with pytest.raises(BadInput, match="not even one"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=24, memory=shared)
+    assert not compilations

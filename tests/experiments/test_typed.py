@@ -61,7 +61,7 @@ def test_every_named_method_can_be_typed(name):
     ("text", "message"),
     [
         ("clip_by_globl_norm", "did you mean clip_by_global_norm"),
-        ("nothing_like_it", "the methods are adaptive_grad_clip"),
+        ("nothing_like_it", "the methods are adagc, adaptive_grad_clip"),
         ("clip_by_global_norm(od=2)", "did you mean ord"),
         ("clip_by_global_norm(1.0, limit=2.0)", "gives limit twice"),
         ("clip_by_global_norm(ord=2, ord=3)", "gives ord twice"),
