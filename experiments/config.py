@@ -6,26 +6,33 @@ function or a shape, and costs a compilation of its own.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.data import Data
 from experiments.schedules import Shape
 
 Params = Any
+Batch = Any
 Limit = jax.Array | optax.Schedule
 
 
 class Task(Protocol):
-    """Something to learn: hashable, and its methods are pure functions that JAX can trace."""
+    """Something to learn: hashable, and all but `data` are pure functions that JAX can trace."""
+
+    def data(self, folder: Path | None = None) -> Data:
+        """Returns what there is to learn from, the original files being in `folder` if anywhere."""
+        ...
 
     def init(self, key: jax.Array) -> Params:
         """Returns new parameters."""
         ...
 
-    def loss(self, params: Params, batch: Any) -> jax.Array:
+    def loss(self, params: Params, batch: Batch) -> jax.Array:
         """Returns the mean loss f32[] of a batch: rows of the training data."""
         ...
 
@@ -45,6 +52,11 @@ class Config:
         optimizer: makes the optimizer from its learning rate f32[].
         schedule: how the limit goes from `Trial.limit` to `Trial.last_limit`; None: it stays.
         clip_last: whether the clip comes after the optimizer, not before.
+        per_example: makes, of the loss of an example and the limit, what returns the loss of a
+            batch, its gradient and what was seen, as `jaxclip.value_and_clipped_grad` does; None:
+            the gradient is that of the mean loss, and examples are not clipped.
+        corrupt: what becomes of a batch, given the number i32[] of the step.
+        disturb: what becomes of a gradient, given the number i32[] of the step and a key.
         batch_size: examples a step. What does not fill a batch is left out of the epoch.
         epochs: how often the training data is gone through, each time in another order.
     """
@@ -54,6 +66,9 @@ class Config:
     optimizer: Callable[[jax.Array], optax.GradientTransformation] = optax.sgd
     schedule: Shape | None = None
     clip_last: bool = False
+    per_example: Callable[[Callable, Limit], Callable] | None = None
+    corrupt: Callable[[jax.Array, Batch], Batch] | None = None
+    disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
     batch_size: int = 100
     epochs: int = 10
 

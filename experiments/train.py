@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxclip
-from experiments.config import Config, Limit, Params, Trial
+from experiments.config import Batch, Config, Limit, Params, Trial
 from experiments.data import Data
 from experiments.schedules import schedule
 
@@ -74,23 +74,46 @@ def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State
     data = jax.tree.map(jnp.asarray, data)
     steps = steps_per_epoch(config, data)
     update = optimizer(config, trial, config.epochs * steps).update
-
-    def step(carry: tuple, rows: jax.Array) -> tuple[tuple, tuple]:
-        params, opt_state = carry
-        batch = jax.tree.map(lambda column: column[rows], data.train)
-        loss, gradient = jax.value_and_grad(config.task.loss)(params, batch)
-        updates, opt_state = update(gradient, opt_state, params, value=loss)
-        params = optax.apply_updates(params, updates)
-        return (params, opt_state), (loss, *seen(gradient, opt_state))
-
+    limits = limit(config, trial, config.epochs * steps)
     # From the seed and the epoch alone: whoever resumes finds the same order.
     key = jax.random.fold_in(jax.random.key(trial.seed), state.epoch + 1)
+
+    def step(carry: tuple, place: tuple[jax.Array, jax.Array]) -> tuple[tuple, tuple]:
+        params, opt_state = carry
+        index, rows = place
+        count = state.epoch * steps + index
+        batch = jax.tree.map(lambda column: column[rows], data.train)
+        if config.corrupt is not None:
+            batch = config.corrupt(count, batch)
+        now = limits(count) if callable(limits) else limits
+        loss, gradient, examples = value_and_grad(config, now, params, batch)
+        if config.disturb is not None:
+            gradient = config.disturb(count, jax.random.fold_in(key, index), gradient)
+        updates, opt_state = update(gradient, opt_state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), (loss, *(examples or seen(gradient, opt_state)))
+
     order = jax.random.permutation(key, len(jax.tree.leaves(data.train)[0]))
     batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
-    (params, opt_state), series = jax.lax.scan(step, (state.params, state.opt_state), batches)
+    (params, opt_state), series = jax.lax.scan(
+        step, (state.params, state.opt_state), (jnp.arange(steps), batches)
+    )
     loss, norm, limits, clipped = series
     score = config.task.score(params, data.test)
     return State(params, opt_state, state.epoch + 1), History(loss, norm, limits, clipped, score)
+
+
+def value_and_grad(config: Config, limit: jax.Array, params: Params, batch: Batch) -> tuple:
+    """Returns a batch's loss, its gradient, and what was seen where its examples are clipped."""
+    if config.per_example is None:
+        return *jax.value_and_grad(config.task.loss)(params, batch), None
+
+    def loss(params: Params, example: Batch) -> jax.Array:
+        return config.task.loss(params, jax.tree.map(lambda column: column[None], example))
+
+    value, gradient, info = config.per_example(loss, limit)(params, batch)
+    norm = jnp.sqrt(jnp.mean(jnp.square(info.norms)))
+    return value, gradient, (norm, limit, jnp.mean(info.clipped, dtype=norm.dtype))
 
 
 def seen(gradient: Any, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array, jax.Array]:

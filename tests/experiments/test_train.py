@@ -143,6 +143,43 @@ def test_the_seed_decides_everything(fitted, equal):
     assert not equal(fitted(trial(5), LINE), fitted(trial(6), LINE))
 
 
+def test_batches_and_gradients_are_disturbed_at_the_steps_that_are_meant():
+    config = dataclasses.replace(
+        LOGGED,
+        corrupt=lambda step, batch: jnp.where(step % 10 == 9, -1.0, batch),
+        disturb=lambda step, key, gradient: jnp.where(step % 23 == 5, 2.0, 1.0) * gradient,
+    )
+    history = fit(config, trial(learning_rate=0.0), NUMBERS)
+    steps = np.arange(69)
+    np.testing.assert_array_equal(np.ravel(history.loss == -1), steps % 10 == 9)
+    np.testing.assert_array_equal(np.ravel(history.norm), np.where(steps % 23 == 5, 10, 5))
+
+
+def test_what_disturbs_a_gradient_has_a_key_of_its_own_every_step():
+    config = dataclasses.replace(LOGGED, disturb=lambda step, key, _: jax.random.normal(key, (2,)))
+    norms = fit(config, trial(), NUMBERS).norm
+    assert len(np.unique(norms)) == norms.size
+
+
+def test_every_example_is_clipped_where_that_is_asked_for():
+    steep = Data(train=(POINTS, np.where(POINTS > 0.9, 1e4, POINTS)), test=LINE.test)
+    config = dataclasses.replace(
+        FITTED, clip=lambda _: optax.identity(), per_example=jaxclip.value_and_clipped_grad
+    )
+    history = fit(config, trial(limit=0.5), jax.tree.map(jnp.float32, steep))
+    assert np.all(np.asarray(history.limit) == 0.5)
+    params = config.task.init(jax.random.key(0))
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), 1), 40)[:8]
+    x, y = jax.tree.map(lambda column: column[order], steep.train)
+    error = params["slope"] * x + params["height"] - y
+    norms = np.abs(2 * error) * np.sqrt(x**2 + 1)
+    np.testing.assert_allclose(history.norm[0, 0], np.sqrt(np.mean(norms**2)), rtol=1e-5)
+    np.testing.assert_allclose(history.clipped[0, 0], np.mean(norms > 0.5), rtol=1e-6)
+    scheduled = dataclasses.replace(config, schedule=schedules.linear)
+    limits = fit(scheduled, trial(limit=1.0, last_limit=0.0), LINE).limit
+    np.testing.assert_allclose(np.ravel(limits), np.linspace(1, 0, 20, endpoint=False), atol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", [optax.adam, optax.adamw])
 def test_any_optimizer_of_a_learning_rate_will_do(optimizer):
     config = dataclasses.replace(FITTED, optimizer=optimizer)
