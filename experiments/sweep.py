@@ -4,13 +4,14 @@ A grid is a sequence of trials, each a mapping from the arguments of `experiment
 numbers. `product`, `chain` and `zipped` make larger grids of smaller ones.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import atomic, runs, train
+from experiments import atomic, processes, runs, train
 from experiments.config import Config, Trial, trial
 from experiments.data import Data
 from experiments.errors import BadInput
@@ -74,8 +75,8 @@ def sweep(
 ) -> History:
     """Returns the history of every trial, as arrays of the host with a leading axis of trials.
 
-    The trials of a chunk are laid over all devices. Every finished chunk is kept in the folder, and
-    a sweep that was stopped does only what is missing.
+    The trials of a chunk are laid over all devices, of all processes. Every finished chunk is kept
+    in the folder, and a sweep that was stopped does only what is missing.
 
     Args:
         config: what decides the code of all of them; it is compiled once.
@@ -93,32 +94,45 @@ def sweep(
     if chunk < 1:
         raise BadInput(f"the chunk is {chunk}: give 1 or more")
     devices = len(jax.devices())
-    size = -(-chunk // devices) * devices
+    size = -(-min(chunk, len(trials.seed)) // devices) * devices
     check_memory(config, trials, data, size, free_memory() if memory is None else memory)
-    total = len(trials.seed)
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    placed = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-    lowered = many(config, mesh).lower(pick(trials, 0, size, sharding), placed)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic.locked(folder):
-        claim(folder, identity(lowered.as_text(), trials, data, size))
-        files = [folder / f"trials-{start}.npz" for start in range(0, total, size)]
-        done = sum(
-            min(size, total - index * size) for index, file in enumerate(files) if file.exists()
-        )
+    shared = processes.placed(data, NamedSharding(mesh, PartitionSpec()))
+    lowered = many(config, mesh).lower(pick(trials, 0, size, mesh), shared)
+    wanted = identity(lowered.as_text(), trials, data, size)
+    with claimed(folder, wanted) if processes.is_first() else contextlib.nullcontext():
+        return in_chunks(lowered, trials, shared, folder, size, mesh, report)
+
+
+def in_chunks(
+    lowered: jax.stages.Lowered,
+    trials: Trial,
+    data: Data,
+    folder: Path,
+    size: int,
+    mesh: Mesh,
+    report: Report,
+) -> History:
+    """Returns the histories of all trials, of which those in the folder need no computing."""
+    total = len(trials.seed)
+    starts = range(0, total, size)
+    files = [folder / f"trials-{start}.npz" for start in starts]
+    there = processes.told_by_first(np.array([file.exists() for file in files]))
+    counts = [min(size, total - start) for start in starts]
+    done = sum(itertools.compress(counts, there))
+    report(done, total)
+    compiled = None if all(there) else lowered.compile()
+    parts = []
+    for start, file, count, kept in zip(starts, files, counts, there, strict=True):
+        if compiled is None or kept:
+            parts.append(read(file, lowered.out_info, count))
+            continue
+        history = processes.gathered(compiled(pick(trials, start, size, mesh), data))
+        parts.append(jax.tree.map(lambda leaf, count=count: leaf[:count], history))
+        if processes.is_first():
+            keep(file, parts[-1])
+        done += count
         report(done, total)
-        compiled = lowered.compile() if done < total else None
-        for index, file in enumerate(files):
-            if compiled is None or file.exists():
-                continue
-            start = index * size
-            history = jax.device_get(compiled(pick(trials, start, size, sharding), placed))
-            count = min(size, total - start)
-            keep(file, jax.tree.map(lambda leaf, count=count: leaf[:count], history))
-            done += count
-            report(done, total)
-        parts = [read(file) for file in files]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -137,10 +151,11 @@ def many(config: Config, mesh: Mesh) -> Any:
     )
 
 
-def pick(trials: Trial, start: int, size: int, sharding: NamedSharding) -> Trial:
+def pick(trials: Trial, start: int, size: int, mesh: Mesh) -> Trial:
     """Returns `size` trials from `start` on; the last one fills up what is missing."""
     rows = np.minimum(np.arange(start, start + size), len(trials.seed) - 1)
-    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[rows], sharding), trials)
+    chosen = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], trials)
+    return processes.placed(chosen, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def identity(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, Any]:
@@ -155,20 +170,24 @@ def identity(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, A
     }
 
 
-def claim(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Writes what the sweep is, or compares it with what an earlier process wrote."""
-    path = folder / "sweep.json"
-    if not path.exists():
-        # A process killed while it wrote leaves a part behind.
-        if any(item.suffix != ".part" and item.name != ".lock" for item in folder.iterdir()):
-            raise BadInput(f"{folder} holds something else than a sweep: name another folder")
-        atomic.write_text(path, f"{json.dumps(wanted, indent=2)}\n")
-    kept = runs.read_json(path)
-    different = [key for key in wanted if kept.get(key) != wanted[key]]
-    if different:
-        raise BadInput(
-            f"{folder} holds another sweep: {', '.join(different)} differ; name another folder"
-        )
+@contextlib.contextmanager
+def claimed(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps other processes out of a folder that is this sweep's, or becomes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.locked(folder):
+        path = folder / "sweep.json"
+        if not path.exists():
+            # A process killed while it wrote leaves a part behind.
+            if any(item.suffix != ".part" and item.name != ".lock" for item in folder.iterdir()):
+                raise BadInput(f"{folder} holds something else than a sweep: name another folder")
+            atomic.write_text(path, f"{json.dumps(wanted, indent=2)}\n")
+        kept = runs.read_json(path)
+        different = [key for key in wanted if kept.get(key) != wanted[key]]
+        if different:
+            raise BadInput(
+                f"{folder} holds another sweep: {', '.join(different)} differ; name another folder"
+            )
+        yield
 
 
 def keep(file: Path, history: History) -> None:
@@ -178,25 +197,28 @@ def keep(file: Path, history: History) -> None:
     atomic.write(file, lambda target: target.write(buffer.getvalue()))
 
 
-def read(file: Path) -> History:
-    """Reads the histories of a chunk."""
+def read(file: Path, shapes: History, count: int) -> History:
+    """Reads the histories of a chunk's first `count` trials; only the first process has the file."""
+    if not processes.is_first():
+        nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
+        return processes.told_by_first(nothing)
     with np.load(file) as arrays:
-        return History(**{name: arrays[name] for name in History._fields})
+        return processes.told_by_first(History(**{name: arrays[name] for name in History._fields}))
 
 
 def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: int) -> None:
-    """Raises `BadInput` where a chunk takes more than `memory` bytes, before it is compiled."""
+    """Raises `BadInput` where a chunk takes more than `memory` bytes here, before it is compiled."""
     shared, each = smallest_memory(config, jax.tree.map(lambda leaf: leaf[0], trials), data)
-    if shared + chunk * each > memory:
-        fits = (memory - shared) // each
-        devices = len(jax.devices())
-        fits -= fits % devices
+    here = chunk // jax.process_count()
+    if shared + here * each > memory:
+        devices = jax.local_device_count()
+        fits = (memory - shared) // each // devices * devices * jax.process_count()
         advice = (
             f"give a chunk of {fits} or less" if fits > 0 else "not even one fits on each device"
         )
         raise BadInput(
-            f"a chunk of {chunk} trials takes at least {(shared + chunk * each) >> 20} MiB, and "
-            f"{memory >> 20} are free: {advice}"
+            f"a chunk of {chunk} trials takes at least {(shared + here * each) >> 20} MiB here, "
+            f"and {memory >> 20} are free: {advice}"
         )
 
 
@@ -206,7 +228,7 @@ def smallest_memory(config: Config, one: Trial, data: Data) -> tuple[int, int]:
     history = jax.eval_shape(functools.partial(train.train, config), one, data)
     # The state before and after a step, and the gradient between them.
     each = 2 * size_of(state) + size_of(state.params) + size_of(history)
-    return len(jax.devices()) * size_of(data), each
+    return jax.local_device_count() * size_of(data), each
 
 
 def size_of(tree: Any) -> int:
@@ -215,7 +237,7 @@ def size_of(tree: Any) -> int:
 
 
 def free_memory() -> int:
-    """Returns the bytes that are free: of all devices, or of the host where they share its own."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.devices()]
+    """Returns the bytes that are free here: of the devices, or of the host where they share it."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     known = [limit for limit in limits if limit is not None]
     return sum(known) if known else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -97,8 +97,7 @@ def test_the_trials_are_those_of_train_alone(tmp_path):
 
 def test_the_devices_do_not_talk_and_share_the_trials():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), (sweep.AXIS,))
-    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sweep.AXIS))
-    program = sweep.many(CONFIG, mesh).lower(sweep.pick(TRIALS, 0, 24, placed), LINE).compile()
+    program = sweep.many(CONFIG, mesh).lower(sweep.pick(TRIALS, 0, 24, mesh), LINE).compile()
     assert len(jax.devices()) == 8
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert collective not in program.as_text()
