@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run mnist`."""
+"""The command line: `python -m experiments run mnist`, and `compare`, `pilot`, `report`."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
-from experiments.options import RunMnist
+from experiments.options import Command, Compare, Pilot, Report, RunMnist
 
 PROGRAM = "python -m experiments"
 
@@ -20,22 +20,44 @@ PROGRAM = "python -m experiments"
 def main(arguments: Sequence[str]) -> int:
     """Runs a command, and returns the exit status: 2 where the user has something to put right."""
     try:
-        options = parse(arguments, RunMnist())
-        from experiments import run  # after parsing, so that a typing mistake is told at once
-
-        if options.resume is not None:
-            options = parse(arguments, run.resumed(options))
-        run.run(options, shlex.join([*PROGRAM.split(), *arguments]))
+        carry_out(parse(arguments, RunMnist()), arguments)
     except (BadInput, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; --resume FOLDER continues the run", file=sys.stderr)
+        print("stopped; what is done is kept", file=sys.stderr)
         return 130
     return 0
 
 
-def parse(arguments: Sequence[str], defaults: RunMnist) -> RunMnist:
+def carry_out(options: Command, arguments: Sequence[str]) -> None:
+    """Does what the options say."""
+    command = shlex.join([*PROGRAM.split(), *arguments])
+    # Imported after parsing, so that a typing mistake is told at once.
+    match options:
+        case RunMnist():
+            from experiments import run
+
+            if options.resume is not None:
+                resumed = parse(arguments, run.resumed(options))
+                assert isinstance(resumed, RunMnist)
+                options = resumed
+            run.run(options, command)
+        case Compare():
+            from experiments import compare
+
+            compare.command(options, command)
+        case Pilot():
+            from experiments import pilot
+
+            pilot.command(options)
+        case Report():
+            from experiments import answers
+
+            answers.command(options)
+
+
+def parse(arguments: Sequence[str], defaults: RunMnist) -> Command:
     """Returns the options that the arguments give, or else the defaults."""
     told = io.StringIO()
     try:
@@ -55,6 +77,9 @@ def commands(mnist: RunMnist) -> SubcommandApp:
     run.command(name="mnist")(functools.partial(RunMnist, **vars(mnist)))
     app = SubcommandApp()
     app.command(run, name="run", help="Train one model on a task.")
+    app.command(name="compare")(Compare)
+    app.command(name="pilot")(Pilot)
+    app.command(name="report")(Report)
     return app
 
 

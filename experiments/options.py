@@ -86,7 +86,7 @@ class RunMnist:
         if min(self.hidden, default=1) < 1:
             raise BadInput(f"--hidden is {self.hidden}: give widths of 1 or more")
         return Config(
-            task=Mnist(self.hidden, self.precision),
+            task=Mnist(self.hidden, self.precision, self.dataset),
             clip=self.named_clip(),
             optimizer=OPTIMIZERS[self.optimizer],
             schedule=self.named_limit().shape,
@@ -146,6 +146,93 @@ class RunMnist:
                 f"give it once"
             )
         return read_limit(self.limit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where to compute, and where the data is.
+
+    Attributes:
+        platform: Where to compute. By default where JAX likes best.
+        mnist_dir: The folder with the original files of MNIST, if not the repository's own.
+        fashion_mnist_dir: The folder with those of Fashion-MNIST, if it is not to be downloaded.
+    """
+
+    platform: Annotated[
+        Literal["cpu", "gpu", "tpu"] | None, tyro.conf.arg(metavar="{cpu,gpu,tpu}")
+    ] = None
+    mnist_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    fashion_mnist_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where the original files of the data sets are."""
+        named = {"mnist": self.mnist_dir, "fashion_mnist": self.fashion_mnist_dir}
+        return {name: folder for name, folder in named.items() if folder is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(Places):
+    """Answer a question by training every side of it, and write the answer as a page.
+
+    A comparison that was stopped is continued by the same command: it does only what is missing.
+
+    Attributes:
+        study: What to ask; schedules, methods, sensitivity, spikes, temporal_order, placement or
+            per_example.
+        full: Train the full form, with more of everything, rather than the quick one.
+        out: The folder of the study. By default runs/STUDY-quick or runs/STUDY-full.
+        settings: Only on these settings of it, such as mnist_deep, where the study has several.
+        chunk: How many trainings run side by side.
+        coordinator: HOST:PORT of the first process, where several processes work together; each
+            is started with the same command and a number of its own.
+        processes: How many processes there are.
+        process: The number of this one, from 0.
+    """
+
+    study: tyro.conf.Positional[str]
+    full: bool = False
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    settings: tuple[str, ...] = ()
+    chunk: int = 64
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    processes: int = 1
+    process: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pilot(Places):
+    """Measure the norms of a task's gradients without a clip, and suggest a limit for each method.
+
+    Attributes:
+        task: What to train; a setting of the studies, such as mnist or char_lm.
+        seed: Decides the first parameters and the order of the examples.
+        epochs: How long. By default as long as the studies do.
+        learning_rate: The learning rate. By default that of the studies.
+    """
+
+    task: tyro.conf.Positional[str]
+    seed: int = 0
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    learning_rate: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write the page of a study or a run anew: HTML, figures as PNG and SVG, tables as CSV.
+
+    Attributes:
+        folder: What to report on; the folder of a study or of a run.
+        open: Show the page in a browser.
+        out: Where to write. By default into that folder.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    open: bool = False
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+
+
+Command = RunMnist | Compare | Pilot | Report
 
 
 def flag(field: str) -> str:

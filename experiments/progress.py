@@ -55,3 +55,37 @@ def summary(history: History) -> str:
         f"accuracy {100 * float(history.score):.2f} %  "
         f"norm {np.median(norms):.3g}  clipped {100 * clipped:.1f} %"
     )
+
+
+@contextlib.contextmanager
+def trials(
+    total: int, console: rich.console.Console | None = None
+) -> Iterator[Callable[[str, int], None]]:
+    """Gives the function to call with a name and how many more trainings of it are done.
+
+    Args:
+        total: how many trainings there are.
+        console: where to; by default the standard output.
+    """
+    console = console or rich.console.Console()
+    done = 0
+    if not console.is_terminal:
+
+        def line(name: str, more: int) -> None:
+            nonlocal done
+            done += more
+            print(f"trainings {done}/{total}  {name}", flush=True)
+
+        yield line
+        return
+    columns = (
+        rich.progress.TextColumn("trainings {task.completed}/{task.total}"),
+        rich.progress.BarColumn(bar_width=None),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console, speed_estimate_period=600) as bar:
+        task = bar.add_task("compiling", total=total)
+        yield lambda name, more: bar.update(task, advance=more, description=name, refresh=True)

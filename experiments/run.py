@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import curves, data, progress, runs, train
+from experiments import curves, progress, runs, train
 from experiments.config import Config, Trial
 from experiments.data import Data
 from experiments.errors import BadInput
@@ -27,7 +27,7 @@ def run(options: RunMnist, command: str = "") -> dict[str, Any]:
     """
     use(options.platform)
     config, trial = options.config(), options.trial()
-    examples = data.load(options.dataset, options.mnist_dir)
+    examples = config.task.data(options.mnist_dir)
     check(config, trial, examples)
     folder = open_folder(options, command)
     with folder.lock():

@@ -4,14 +4,13 @@ A grid is a sequence of trials, each a mapping from the arguments of `experiment
 numbers. `product`, `chain` and `zipped` make larger grids of smaller ones.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
 import itertools
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import atomic, processes, runs, train
+from experiments import atomic, claims, processes, runs, train
 from experiments.config import Config, Trial, trial
 from experiments.data import Data
 from experiments.errors import BadInput
@@ -100,7 +99,8 @@ def sweep(
     shared = processes.placed(data, NamedSharding(mesh, PartitionSpec()))
     lowered = many(config, mesh).lower(pick(trials, 0, size, mesh), shared)
     wanted = identity(lowered.as_text(), trials, data, size)
-    with claimed(folder, wanted) if processes.is_first() else contextlib.nullcontext():
+    claim = claims.claimed(folder / "sweep.json", wanted)
+    with claim if processes.is_first() else nullcontext():
         return in_chunks(lowered, trials, shared, folder, size, mesh, report)
 
 
@@ -170,26 +170,6 @@ def identity(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, A
     }
 
 
-@contextlib.contextmanager
-def claimed(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
-    """Keeps other processes out of a folder that is this sweep's, or becomes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic.locked(folder):
-        path = folder / "sweep.json"
-        if not path.exists():
-            # A process killed while it wrote leaves a part behind.
-            if any(item.suffix != ".part" and item.name != ".lock" for item in folder.iterdir()):
-                raise BadInput(f"{folder} holds something else than a sweep: name another folder")
-            atomic.write_text(path, f"{json.dumps(wanted, indent=2)}\n")
-        kept = runs.read_json(path)
-        different = [key for key in wanted if kept.get(key) != wanted[key]]
-        if different:
-            raise BadInput(
-                f"{folder} holds another sweep: {', '.join(different)} differ; name another folder"
-            )
-        yield
-
-
 def keep(file: Path, history: History) -> None:
     """Writes the histories of a chunk, whole or not at all."""
     buffer = io.BytesIO()
@@ -198,7 +178,7 @@ def keep(file: Path, history: History) -> None:
 
 
 def read(file: Path, shapes: History, count: int) -> History:
-    """Reads the histories of a chunk's first `count` trials; only the first process has the file."""
+    """Reads the histories of a chunk of `count` trials; only the first process has the file."""
     if not processes.is_first():
         nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
         return processes.told_by_first(nothing)
@@ -207,7 +187,7 @@ def read(file: Path, shapes: History, count: int) -> History:
 
 
 def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: int) -> None:
-    """Raises `BadInput` where a chunk takes more than `memory` bytes here, before it is compiled."""
+    """Raises `BadInput`, before compiling, where a chunk takes more than `memory` bytes here."""
     shared, each = smallest_memory(config, jax.tree.map(lambda leaf: leaf[0], trials), data)
     here = chunk // jax.process_count()
     if shared + here * each > memory:

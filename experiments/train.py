@@ -85,7 +85,7 @@ def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State
         batch = jax.tree.map(lambda column: column[rows], data.train)
         if config.corrupt is not None:
             batch = config.corrupt(count, batch)
-        now = limits(count) if callable(limits) else limits
+        now = jnp.asarray(limits(count)) if callable(limits) else limits
         loss, gradient, examples = value_and_grad(config, now, params, batch)
         if config.disturb is not None:
             gradient = config.disturb(count, jax.random.fold_in(key, index), gradient)

@@ -5,6 +5,8 @@ from . import norms as norms
 from . import per_example as per_example
 from . import shrinks as shrinks
 from . import thresholds as thresholds
+from .advice import Advice as Advice
+from .advice import advise as advise
 from .core import clip as clip
 from .core import global_norm as global_norm
 from .core import scale_to_norm as scale_to_norm

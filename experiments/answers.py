@@ -1,0 +1,191 @@
+"""A study's outcomes as a page: tables, figures, and the sentence that answers its question."""
+
+import json
+import math
+import webbrowser
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments import report, runs
+from experiments.errors import BadInput
+from experiments.figures import Figure, Mode, Series
+from experiments.options import Report
+from experiments.report import Column, Page, Table
+from experiments.study import Outcome, Study, best, worth
+
+
+def page(study: Study, outcomes: Sequence[Outcome], details: Mapping[str, str]) -> Page:
+    """Returns the page of a study."""
+    chosen = best(outcomes)
+    figures = [*study.figures(outcomes), *(over_time(outcome) for outcome in ranked(chosen)[:6])]
+    return Page(
+        title=study.name.replace("_", " "),
+        question=study.question,
+        answer=study.answer(outcomes),
+        tables=[
+            table("best", "Each at the best of its own grid", ranked(chosen)),
+            *study.tables(outcomes),
+            table("all", "Every point of every grid", outcomes),
+        ],
+        figures=figures,
+        details=details,
+    )
+
+
+def command(options: Report) -> None:
+    """Does what `report` is asked for: the page of a study or of a run."""
+    folder = options.folder
+    if (folder / "page.json").is_file():
+        page = report.load(folder)
+    elif (folder / "metrics.jsonl").is_file():
+        page = of_run(runs.Run(folder))
+    else:
+        raise BadInput(f"{folder} is the folder of no study and no run: it has no page.json")
+    target = options.out or folder
+    target.mkdir(parents=True, exist_ok=True)
+    path = report.write(page, target)
+    print(f"The page is {path}")
+    if options.open:
+        webbrowser.open(path.resolve().as_uri())
+
+
+def of_run(run: runs.Run) -> Page:
+    """Returns the page of one run."""
+    metrics, config = run.metrics(), run.config
+    steps = np.arange(1, len(metrics.loss) + 1)
+    epochs = np.arange(1, len(metrics.score) + 1)
+    answer = f"{100 * metrics.score[-1]:.2f} % after {len(epochs)} epochs; " if len(epochs) else ""
+    loss = Series("loss", steps, metrics.loss, mode="lines")
+    score = Series("on the test data", epochs, 100 * metrics.score)
+    return Page(
+        title=f"{config.get('task')}, {config.get('clip')}",
+        question=f"What did {config.get('clip')} do?",
+        answer=f"{answer}{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped.",
+        tables=[],
+        figures=[
+            norm_and_limit("norm", "Norm and limit", metrics.norm, metrics.limit, metrics.clipped),
+            Figure("loss", "Loss", "step", "loss", [loss], log_y=True),
+            Figure("accuracy", "Accuracy", "epoch", "accuracy, %", [score]),
+        ],
+        details={
+            "command": str(config.get("command", "")),
+            "config": json.dumps(config, indent=2),
+            "versions": (run.folder / "versions.json").read_text(),
+        },
+    )
+
+
+def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Returns outcomes by setting, the best first."""
+    return sorted(outcomes, key=lambda one: (one.arm.setting.name, -worth(one)))
+
+
+def table(name: str, title: str, outcomes: Sequence[Outcome]) -> Table:
+    """Returns outcomes as a table, a row each."""
+    columns = [
+        Column("setting"),
+        Column("clip"),
+        Column("tuned"),
+        Column("value", "{:.4g}"),
+        Column("learning rate", "{:.3g}"),
+        Column("accuracy, %", "{:.2f}"),
+        Column("± 95 %", "{:.2f}"),
+        Column("last loss", "{:.4f}"),
+        Column("steps clipped, %", "{:.1f}"),
+        Column("seeds failed, %", "{:.0f}"),
+        Column("seeds", "{:d}"),
+    ]
+    return Table(name, title, columns, [row(outcome) for outcome in outcomes])
+
+
+def row(outcome: Outcome) -> list[str | float | int | None]:
+    """Returns an outcome as the row of a table; what is not a number is left out."""
+    arm, point = outcome.arm, outcome.point
+    numbers = [
+        100 * outcome.mean,
+        100 * outcome.half_width,
+        outcome.last_loss,
+        100 * outcome.clip_rate,
+        100 * outcome.failed,
+    ]
+    return [
+        arm.setting.name,
+        arm.name,
+        arm.knob,
+        *(finite(number) for number in (point["limit"], point["learning_rate"], *numbers)),
+        len(outcome.scores),
+    ]
+
+
+def finite(number: float) -> float | None:
+    """Returns a number as a table has it: an empty cell where it is not finite."""
+    return number if math.isfinite(number) else None
+
+
+def compared(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
+    """Returns the figure of mean accuracies with their 95 % intervals, a row an arm."""
+    settings = dict.fromkeys(outcome.arm.setting.name for outcome in outcomes)
+    series = []
+    for setting in settings:
+        here = [outcome for outcome in outcomes if outcome.arm.setting.name == setting]
+        series.append(
+            interval(setting, np.array([outcome.arm.name for outcome in here]), here, "markers")
+        )
+    return Figure(
+        name, title, "", "accuracy, %", series, caption="Mean of the seeds, 95 % interval."
+    )
+
+
+def against_knob(outcomes: Sequence[Outcome], name: str, title: str, x: str) -> Figure:
+    """Returns the figure of accuracy against the tuned number, a line an arm."""
+    series = []
+    for arm_name in dict.fromkeys(outcome.arm.name for outcome in outcomes):
+        here = [outcome for outcome in outcomes if outcome.arm.name == arm_name]
+        series.append(interval(arm_name, np.array([one.point["limit"] for one in here]), here))
+    caption = "Mean of the seeds; the band is its 95 % interval."
+    return Figure(name, title, x, "accuracy, %", series, log_x=True, caption=caption)
+
+
+def over_epochs(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
+    """Returns the figure of the mean accuracy after every epoch, a line an outcome."""
+    series = []
+    for outcome in outcomes:
+        scores = 100 * np.asarray(outcome.history.score, np.float64)
+        epochs = np.arange(1, scores.shape[1] + 1)
+        series.append(Series(outcome.arm.name, epochs, scores.mean(0)))
+    return Figure(name, title, "epoch", "accuracy, %", series)
+
+
+def over_time(outcome: Outcome) -> Figure:
+    """Returns the figure of norm and limit, step by step, of the first seed."""
+    columns = (outcome.history.norm, outcome.history.limit, outcome.history.clipped)
+    title = f"{outcome.arm.title}, {outcome.arm.knob} {outcome.point['limit']:.4g}"
+    return norm_and_limit(
+        f"time-{outcome.arm.slug}",
+        f"Norm and limit: {title}",
+        *(np.asarray(column, np.float64)[0].ravel() for column in columns),
+    )
+
+
+def norm_and_limit(
+    name: str, title: str, norm: np.ndarray, limit: np.ndarray, clipped: np.ndarray
+) -> Figure:
+    """Returns the figure of norm and limit, step by step, with the clipped steps marked."""
+    steps = np.arange(1, len(norm) + 1)
+    acts = clipped > 0
+    series = [
+        Series("norm", steps, norm, mode="lines"),
+        Series("clipped", steps[acts], norm[acts], mode="markers"),
+        Series("limit", steps, limit, mode="lines"),
+    ]
+    return Figure(name, title, "step", "norm", series, log_y=True)
+
+
+def interval(
+    name: str, x: np.ndarray, outcomes: Sequence[Outcome], mode: Mode = "lines+markers"
+) -> Series:
+    """Returns the mean accuracies of outcomes with their 95 % intervals."""
+    mean = 100 * np.array([outcome.mean for outcome in outcomes])
+    half = 100 * np.array([outcome.half_width for outcome in outcomes])
+    return Series(name, x, mean, mean - half, mean + half, mode=mode)

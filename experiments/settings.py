@@ -1,0 +1,91 @@
+"""What studies train: a task, and the circumstances that make a clip matter or not."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from experiments import stress
+from experiments.config import Batch, Config, Params, Task
+from experiments.data import Data
+from experiments.tasks.char_lm import CharLm
+from experiments.tasks.mnist import Mnist
+from experiments.tasks.temporal_order import TemporalOrder
+
+Folders = Mapping[str, Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A task and all of its training but the clip.
+
+    Attributes:
+        name: what it is called.
+        task: what is learned.
+        norm: the power of ten nearest to the usual norm of its gradients; grids of limits are laid
+            around it.
+        optimizer: as in `Config`.
+        learning_rate: the one that the studies use.
+        batch_size: as in `Config`.
+        epochs: as in `Config`.
+        rows: how many examples there are to learn from; None: all.
+        wrong_labels: the share of them whose label is drawn anew.
+        corrupt: as in `Config`.
+        disturb: as in `Config`.
+    """
+
+    name: str
+    task: Task
+    norm: float
+    optimizer: Callable[[jax.Array], optax.GradientTransformation] = optax.sgd
+    learning_rate: float = 0.1
+    batch_size: int = 100
+    epochs: int = 2
+    rows: int | None = None
+    wrong_labels: float = 0.0
+    corrupt: Callable[[jax.Array, Batch], Batch] | None = None
+    disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
+
+    def config(self, clip: Callable[[Any], optax.GradientTransformation], **changes: Any) -> Config:
+        """Returns its training with a clip; `changes` are fields of `Config`."""
+        shared = {
+            field: getattr(self, field)
+            for field in ("task", "optimizer", "batch_size", "epochs", "corrupt", "disturb")
+        }
+        return Config(clip=clip, **{**shared, **changes})
+
+    def data(self, folders: Folders) -> Data:
+        """Returns what there is to learn from; `folders` has the original files of data sets."""
+        folder = folders.get(getattr(self.task, "dataset", ""))
+        data = self.task.data(folder)
+        data = data._replace(train=jax.tree.map(lambda column: column[: self.rows], data.train))
+        return stress.wrong_labels(data, self.wrong_labels) if self.wrong_labels else data
+
+
+MNIST = Setting("mnist", Mnist(), norm=1.0)
+DEEP = Setting("mnist_deep", Mnist(hidden=(32,) * 12), norm=1.0, learning_rate=0.3)
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        MNIST,
+        DEEP,
+        dataclasses.replace(MNIST, name="mnist_high_learning_rate", learning_rate=2.0),
+        dataclasses.replace(MNIST, name="mnist_bfloat16", task=Mnist(precision="bfloat16")),
+        dataclasses.replace(MNIST, name="mnist_wrong_labels", wrong_labels=0.4),
+        dataclasses.replace(
+            MNIST, name="mnist_bad_batches", corrupt=stress.BadBatches(every=50, factor=100.0)
+        ),
+        dataclasses.replace(
+            MNIST, name="mnist_huge_examples", corrupt=stress.HugeExamples(count=2, factor=100.0)
+        ),
+        dataclasses.replace(
+            MNIST, name="mnist_heavy_tails", disturb=stress.HeavyTails(scale=0.01, degrees=1.5)
+        ),
+        Setting("fashion_mnist", Mnist(dataset="fashion_mnist"), norm=1.0),
+        Setting("temporal_order", TemporalOrder(), norm=1.0, batch_size=20, epochs=4),
+        Setting("char_lm", CharLm(), norm=1.0, learning_rate=3.0, batch_size=16),
+    )
+}

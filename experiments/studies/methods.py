@@ -1,0 +1,69 @@
+"""Every public method on every setting, each at the best of its own grid."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+import jaxclip
+from experiments.answers import compared
+from experiments.figures import Figure
+from experiments.report import Column, Table
+from experiments.settings import SETTINGS
+from experiments.studies.knobs import arm, without
+from experiments.study import Arm, Outcome, Study, best, verdict, worth
+
+
+def arms(full: bool) -> Sequence[Arm]:
+    """Returns all named methods, five points each, on the settings of the form."""
+    settings = list(SETTINGS.values()) if full else [SETTINGS["mnist"]]
+    return [
+        one
+        for setting in settings
+        for one in (without(setting), *(arm(method, setting) for method in jaxclip.named()))
+    ]
+
+
+def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
+    """Returns the methods side by side, a figure a setting."""
+    return [
+        compared(sorted(here, key=worth), f"best-{setting}", f"{setting}: each at its best")
+        for setting, here in by_setting(outcomes).items()
+    ]
+
+
+def ranks(outcomes: Sequence[Outcome]) -> Sequence[Table]:
+    """Returns the rank of every method on every setting, and its mean; 1 is best."""
+    groups = by_setting(outcomes)
+    ranked = {}
+    for setting, here in groups.items():
+        places = stats.rankdata([-worth(one) for one in here])
+        ranked[setting] = {one.arm.name: place for one, place in zip(here, places, strict=True)}
+    methods = dict.fromkeys(name for places in ranked.values() for name in places)
+    rows = [
+        [name, float(np.mean([places[name] for places in ranked.values()]))]
+        + [float(places[name]) for places in ranked.values()]
+        for name in methods
+    ]
+    columns = [Column("clip"), Column("mean rank", "{:.2f}")]
+    columns += [Column(setting, "{:.1f}") for setting in groups]
+    return [Table("ranks", "Ranks by accuracy", columns, sorted(rows, key=lambda row: row[1]))]
+
+
+def by_setting(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Returns the best outcome of every arm, by setting."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in best(outcomes):
+        groups.setdefault(outcome.arm.setting.name, []).append(outcome)
+    return groups
+
+
+STUDY = Study(
+    name="methods",
+    question="Which method is best on which task, when each may choose from five values of its own "
+    "number?",
+    arms=arms,
+    figures=figures,
+    answer=verdict,
+    tables=ranks,
+)

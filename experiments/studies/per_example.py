@@ -1,0 +1,58 @@
+"""Bad examples: clipping each example's gradient, the batch's, or none."""
+
+from collections.abc import Sequence
+
+import optax
+
+import jaxclip
+from experiments.answers import against_knob, compared, over_epochs
+from experiments.figures import Figure
+from experiments.settings import SETTINGS, Setting
+from experiments.studies.knobs import at, without
+from experiments.study import Arm, Outcome, Study, best, verdict
+from experiments.sweep import values
+
+LIMITS = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def arms(full: bool) -> Sequence[Arm]:
+    """Returns the three ways, on wrong labels and on a few examples of huge loss."""
+    settings = [SETTINGS["mnist_wrong_labels"], SETTINGS["mnist_huge_examples"]]
+    return [one for setting in settings for one in of_setting(setting)]
+
+
+def of_setting(setting: Setting) -> list[Arm]:
+    """Returns the three ways on one setting."""
+    examples = setting.config(
+        lambda limit: optax.identity(), per_example=jaxclip.value_and_clipped_grad
+    )
+    grid = at(setting, values("limit", *(setting.norm * limit for limit in LIMITS)))
+    return [
+        without(setting),
+        Arm("batch", setting, setting.config(jaxclip.clip_by_global_norm), grid),
+        Arm("per example", setting, examples, grid),
+    ]
+
+
+def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
+    """Returns the three ways at their best, setting by setting, and against the limit."""
+    made = [compared(best(outcomes), "best", "Each at its best limit")]
+    for setting in dict.fromkeys(one.arm.setting.name for one in outcomes):
+        here = [one for one in outcomes if one.arm.setting.name == setting]
+        limited = [one for one in here if one.arm.name != "no clip"]
+        made += [
+            against_knob(limited, f"limits-{setting}", f"{setting}: against the limit", "limit"),
+            over_epochs(best(here), f"epochs-{setting}", f"{setting}: the way there"),
+        ]
+    return made
+
+
+STUDY = Study(
+    name="per_example",
+    question="With wrong labels, or a few examples of huge loss: clip each example, the batch, or "
+    "nothing?",
+    arms=arms,
+    figures=figures,
+    answer=verdict,
+    seeds=10,
+)

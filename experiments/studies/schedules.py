@@ -1,0 +1,72 @@
+"""How should the limit go over the training: constant, warmed up, falling, or found by itself?"""
+
+import functools
+from collections.abc import Sequence
+
+import jaxclip
+from experiments import schedules
+from experiments.answers import against_knob, compared, over_epochs
+from experiments.figures import Figure
+from experiments.settings import SETTINGS, Setting
+from experiments.studies.knobs import AROUND, arm, at, without
+from experiments.study import Arm, Outcome, Study, best, verdict
+from experiments.sweep import values, zipped
+
+
+def arms(full: bool) -> Sequence[Arm]:
+    """Returns constant, scheduled and adaptive limits, five points each."""
+    names = ("mnist_deep", "char_lm") if full else ("mnist_deep",)
+    return [one for name in names for one in of_setting(SETTINGS[name])]
+
+
+def of_setting(setting: Setting) -> list[Arm]:
+    """Returns the arms of one setting."""
+    scheduled = functools.partial(along, setting)
+    return [
+        without(setting),
+        scheduled("constant", None, 1.0),
+        scheduled("warm-up, 0.1 to 1 in a tenth", schedules.linear, 1.0, first=0.1, by=0.1),
+        scheduled("linear, 1 to 0.1", schedules.linear, 0.1),
+        scheduled("cosine, 1 to 0.1", schedules.cosine, 0.1),
+        scheduled("step, 1 to 0.1 at the half", schedules.step, 0.1, by=0.5),
+        *(arm(method, setting) for method in ("autoclip", "clip_by_quantile", "zclip")),
+    ]
+
+
+def along(
+    setting: Setting,
+    name: str,
+    shape: schedules.Shape | None,
+    last: float,
+    first: float = 1.0,
+    by: float = 1.0,
+) -> Arm:
+    """Returns the arm whose limit goes from `first` to `last` times each of the five limits."""
+    limits = [setting.norm * factor for factor in AROUND]
+    grid = zipped(
+        values("limit", *(first * limit for limit in limits)),
+        values("last_limit", *(last * limit for limit in limits)),
+        values("by", *(by for _ in limits)),
+    )
+    config = setting.config(jaxclip.clip_by_global_norm, schedule=shape)
+    return Arm(name, setting, config, at(setting, grid))
+
+
+def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
+    """Returns the best of every arm, how it got there, and how much the limit matters."""
+    limits = [one for one in outcomes if one.arm.knob == "limit" and one.arm.name != "no clip"]
+    return [
+        compared(best(outcomes), "best", "Each schedule at its best limit"),
+        over_epochs(best(outcomes), "epochs", "The way there"),
+        against_knob(limits, "limits", "Accuracy against the first limit", "first limit"),
+    ]
+
+
+STUDY = Study(
+    name="schedules",
+    question="Does a schedule of the limit, or a limit that adapts, beat a constant one when each "
+    "is tuned over as many points?",
+    arms=arms,
+    figures=figures,
+    answer=verdict,
+)

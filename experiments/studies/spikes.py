@@ -1,0 +1,118 @@
+"""How a training gets over a spike of the gradient, and over one that is not a number."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxclip
+from experiments import stress
+from experiments.answers import compared
+from experiments.figures import Figure, Series
+from experiments.settings import SETTINGS, Setting
+from experiments.study import Arm, Outcome, Study, best, verdict
+
+EVERY = 200
+FACTOR = 1000.0
+BEFORE, AFTER = 20, 100
+
+Clip = Callable[[Any], optax.GradientTransformation]
+CLIPS: dict[str, Clip] = {
+    "no clip": lambda limit: jaxclip.clip_by_global_norm(jnp.inf),
+    "clip_by_global_norm": lambda limit: jaxclip.clip_by_global_norm(limit, nonfinite="zero"),
+    "clip_by_value": lambda limit: jaxclip.clip_by_value(0.01 * limit, nonfinite="zero"),
+    "autoclip": lambda limit: jaxclip.autoclip(50.0, nonfinite="zero"),
+    "clip_by_quantile": lambda limit: jaxclip.clip_by_quantile(nonfinite="zero"),
+    "zclip": lambda limit: jaxclip.zclip(max_norm=None, nonfinite="zero"),
+    "clip_by_history": lambda limit: jaxclip.clip_by_history(nonfinite="zero"),
+    "drop_spikes": lambda limit: jaxclip.drop_spikes(nonfinite="zero"),
+}
+SKIPS = {
+    "skip_nonfinite": jaxclip.skip_nonfinite,
+    "skip_on_spike": jaxclip.skip_on_spike,
+}
+
+
+def arms(full: bool) -> Sequence[Arm]:
+    """Returns what may be done about spikes, each with its defaults, on spikes and on nans."""
+    calm = SETTINGS["mnist"]
+    spiky = dataclasses.replace(
+        calm, name="spikes", disturb=stress.Spikes(every=EVERY, factor=FACTOR)
+    )
+    broken = dataclasses.replace(calm, name="nans", disturb=stress.Nans(every=EVERY))
+    return [
+        arm
+        for setting in ([spiky, broken, calm] if full else [spiky, broken])
+        for arm in (
+            *(clipped(setting, name, clip) for name, clip in CLIPS.items()),
+            *(skipped(setting, name) for name in SKIPS),
+        )
+    ]
+
+
+def clipped(setting: Setting, name: str, clip: Clip) -> Arm:
+    """Returns the arm of a clip."""
+    return Arm(name, setting, setting.config(clip), only(setting))
+
+
+def skipped(setting: Setting, name: str) -> Arm:
+    """Returns the arm of a wrapper around the optimizer."""
+
+    def optimizer(learning_rate: jax.Array) -> optax.GradientTransformation:
+        return SKIPS[name](setting.optimizer(learning_rate))
+
+    config = setting.config(lambda limit: jaxclip.clip_by_global_norm(jnp.inf), optimizer=optimizer)
+    return Arm(name, setting, config, only(setting))
+
+
+def only(setting: Setting) -> Sequence[dict[str, float]]:
+    """Returns the grid of one point: the limit is the usual norm."""
+    return [{"limit": setting.norm, "learning_rate": setting.learning_rate}]
+
+
+def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
+    """Returns how the loss comes back after a spike, a figure a setting."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.arm.setting.name, []).append(outcome)
+    return [
+        figure
+        for setting, here in groups.items()
+        for figure in (
+            Figure(
+                f"recovery-{setting}",
+                f"{setting}: the loss around them",
+                "steps after",
+                "loss",
+                [recovery(outcome) for outcome in here],
+                log_y=True,
+                caption="Median over all of them and all seeds.",
+            ),
+            compared(best(here), f"best-{setting}", f"{setting}: accuracy in the end"),
+        )
+    ]
+
+
+def recovery(outcome: Outcome) -> Series:
+    """Returns the median loss from `BEFORE` steps before a spike until `AFTER` steps after it."""
+    losses = np.asarray(outcome.history.loss, np.float64)
+    losses = losses.reshape(len(losses), -1)
+    at = np.arange(EVERY - 1, losses.shape[1] - AFTER, EVERY)
+    around = np.arange(-BEFORE, AFTER)
+    windows = losses[:, at[:, None] + around]
+    median = np.median(np.where(np.isnan(windows), np.inf, windows), axis=(0, 1))
+    return Series(outcome.arm.name, around, median, mode="lines")
+
+
+STUDY = Study(
+    name="spikes",
+    question=f"Which clip gets a training over a gradient {FACTOR:g} times too large, or nan, "
+    f"every {EVERY} steps?",
+    arms=arms,
+    figures=figures,
+    answer=verdict,
+)

@@ -1,0 +1,158 @@
+"""What a study is: one question, the trainings that answer it, and what is made of them.
+
+An `Arm` is one side of the comparison, tuned over a grid of its own with the same number of points
+as every other; an `Outcome` is what came of one of its points, for all seeds.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from experiments import runs
+from experiments.config import Config
+from experiments.figures import Figure
+from experiments.report import Table
+from experiments.settings import Setting
+from experiments.sweep import Grid
+from experiments.train import History
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        name: what the page calls it.
+        setting: what is learned, and under which circumstances.
+        config: the setting's training with the clip of this arm.
+        grid: the points to choose the best of; every seed runs at every point.
+        knob: what the method calls the number that is `limit` in the grid.
+    """
+
+    name: str
+    setting: Setting
+    config: Config
+    grid: Grid
+    knob: str = "limit"
+
+    @property
+    def title(self) -> str:
+        """What tells it from all other arms of its study."""
+        return f"{self.setting.name}: {self.name}"
+
+    @property
+    def slug(self) -> str:
+        """Its title as a file name."""
+        return runs.slug(self.title)
+
+
+class Outcome(NamedTuple):
+    """What came of an arm at one point of its grid; arrays have an axis of seeds in front."""
+
+    arm: Arm
+    point: Mapping[str, float]
+    history: History
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The score of every seed in the end; one that is not finite is nan."""
+        scores = np.asarray(self.history.score, np.float64)[:, -1]
+        return np.where(np.isfinite(scores), scores, np.nan)
+
+    @property
+    def mean(self) -> float:
+        """The mean of the scores; nan where a seed has none."""
+        return float(np.mean(self.scores))
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 95 % confidence interval of the mean, by Student's t."""
+        count = len(self.scores)
+        if count < 2:
+            return math.nan
+        return float(stats.t.ppf(0.975, count - 1) * stats.sem(self.scores))
+
+    @property
+    def last_loss(self) -> float:
+        """The mean loss over the last epoch."""
+        return float(np.mean(np.asarray(self.history.loss, np.float64)[:, -1]))
+
+    @property
+    def clip_rate(self) -> float:
+        """The share of the steps that the clip shrank something in."""
+        return float(np.mean(np.asarray(self.history.clipped) > 0))
+
+    @property
+    def failed(self) -> float:
+        """The share of the seeds whose loss was not finite in the end."""
+        return float(np.mean(~np.isfinite(np.asarray(self.history.loss)[:, -1, -1])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One question, in a file of its own.
+
+    Attributes:
+        name: how it is asked for.
+        question: what its page begins with.
+        arms: its arms, of the quick form or the full one.
+        figures: its own figures, of the outcomes.
+        answer: what the outcomes say, in a sentence or two.
+        tables: its own tables, of the outcomes.
+        seeds: how many every point of the full form has.
+    """
+
+    name: str
+    question: str
+    arms: Callable[[bool], Sequence[Arm]]
+    figures: Callable[[Sequence[Outcome]], Sequence[Figure]]
+    answer: Callable[[Sequence[Outcome]], str]
+    tables: Callable[[Sequence[Outcome]], Sequence[Table]] = lambda outcomes: ()
+    seeds: int = 8
+
+
+def worth(outcome: Outcome) -> float:
+    """Returns what an outcome is chosen by: its mean, and less than anything where it has none."""
+    return -math.inf if math.isnan(outcome.mean) else outcome.mean
+
+
+def best(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Returns the best outcome of every arm, in the order of the arms."""
+    chosen: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        key = outcome.arm.title
+        if key not in chosen or worth(outcome) > worth(chosen[key]):
+            chosen[key] = outcome
+    return list(chosen.values())
+
+
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """Returns, setting by setting, the best arm and those that it cannot be told from."""
+    sentences = []
+    settings = dict.fromkeys(outcome.arm.setting.name for outcome in outcomes)
+    for setting in settings:
+        here = [one for one in best(outcomes) if one.arm.setting.name == setting]
+        here.sort(key=worth, reverse=True)
+        first, *others = here
+        alike = [one.arm.name for one in others if p_value(first, one) > 0.05]
+        worse = len(others) - len(alike)
+        sentences.append(
+            f"On {setting}, {first.arm.name} is best with {100 * first.mean:.2f} "
+            f"± {100 * first.half_width:.2f} %; "
+            + (f"not told from it by a paired t-test at 5 %: {', '.join(alike)}; " if alike else "")
+            + f"{worse} of {len(others)} others are worse."
+        )
+    return " ".join(sentences)
+
+
+def p_value(one: Outcome, other: Outcome) -> float:
+    """Returns the p-value that two outcomes have one mean, by the paired t-test over the seeds."""
+    if math.isnan(other.mean) or len(one.scores) < 2:
+        return 0.0
+    if np.ptp(one.scores - other.scores) == 0:
+        return float(one.mean == other.mean)
+    return float(stats.ttest_rel(one.scores, other.scores).pvalue)

@@ -1,0 +1,175 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import jaxclip
+from experiments import answers, atomic, compare, report, runs, studies, sweep
+from experiments.__main__ import main
+from experiments.errors import BadInput
+from experiments.options import Compare
+from experiments.settings import SETTINGS, Setting
+from experiments.studies import knobs
+from experiments.study import Study, best, p_value, verdict
+from experiments.sweep import values
+from tests.experiments.test_sweep import LINE, Line
+
+SETTING = Setting("line", Line(), norm=1.0, batch_size=8)
+
+
+def arms(full):
+    """A clip of three limits, of which the smallest hardly moves, and none."""
+    arm = knobs.arm("clip_by_global_norm", SETTING)
+    grid = knobs.at(SETTING, values("limit", 1e-6, 0.3, 3.0))
+    return [dataclasses.replace(arm, grid=grid), knobs.without(SETTING)]
+
+
+STUDY = Study(
+    name="lines",
+    question="Which <limit>?",
+    arms=arms,
+    figures=lambda outcomes: [
+        answers.compared(best(outcomes), "best", "Best"),
+        answers.against_knob(outcomes[:3], "limits", "Limits", "limit"),
+        answers.over_epochs(best(outcomes), "epochs", "Epochs"),
+    ],
+    answer=verdict,
+)
+
+
+@pytest.fixture
+def lines(monkeypatch, tmp_path):
+    """Puts a study of a line through points in the place of all studies."""
+    monkeypatch.setattr(studies, "study", lambda name: STUDY)
+    monkeypatch.setattr(Line, "data", lambda self, folder: LINE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_study_ends_in_a_page_and_goes_on_where_it_stopped(lines, capsys, monkeypatch):
+    assert main(["compare", "lines"]) == 0
+    told = capsys.readouterr().out
+    folder = lines / "runs/lines-quick"
+    assert "trainings 12/12" in told
+    assert "The page is runs/lines-quick/report.html" in told
+    page = report.load(folder)
+    assert [table.name for table in page.tables] == ["best", "all"]
+    assert len(page.tables[1].rows) == 4
+    assert page.details["command"] == "python -m experiments compare lines"
+    assert "Which &lt;limit&gt;?" in (folder / "report.html").read_text()
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"}
+
+    # Killed after the first arm: only the second one is trained again, with the same numbers.
+    before = (folder / "page.json").read_bytes()
+    for path in (folder / "arms").glob("*no-clip*/trials-*.npz"):
+        path.unlink()
+    (folder / "page.json").unlink()
+    assert main(["compare", "lines"]) == 0
+    told = capsys.readouterr().out
+    assert "trainings 9/12  line: clip_by_global_norm" in told.splitlines()[0]
+    assert (folder / "page.json").read_bytes() == before
+
+
+def test_the_numbers_of_the_page_are_those_of_the_histories(lines):
+    outcomes = compare.compare(STUDY, arms(False), Compare(study="lines"), lines / "out", "")
+    assert [outcome.point["limit"] for outcome in outcomes[:3]] == [1e-6, 0.3, 3.0]
+    assert [len(outcome.scores) for outcome in outcomes] == [3] * 4
+    history = np.load(next((lines / "out/arms/line-clip_by_global_norm").glob("trials-*.npz")))
+    np.testing.assert_array_equal(
+        np.concatenate([outcome.scores for outcome in outcomes[:3]]), history["score"][:, -1]
+    )
+    clipped, bare = best(outcomes)
+    assert clipped.point["limit"] != 1e-6
+    scores = bare.scores
+    np.testing.assert_allclose(bare.mean, scores.mean())
+    # The quantile of Student's t with two degrees of freedom, from a table.
+    np.testing.assert_allclose(
+        bare.half_width, 4.302653 * scores.std(ddof=1) / np.sqrt(3), rtol=1e-5
+    )
+    assert (outcomes[0].clip_rate, bare.clip_rate, bare.failed) == (1, 0, 0)
+    assert p_value(clipped, outcomes[0]) < 0.05
+    assert p_value(clipped, clipped) == 1
+
+
+def test_what_diverges_counts_as_worst(lines):
+    outcomes = compare.compare(STUDY, arms(False), Compare(study="lines"), lines / "out", "")
+    good = outcomes[2]
+    lost = good._replace(
+        history=good.history._replace(score=np.full_like(good.history.score, np.nan))
+    )
+    assert best([lost, good])[0].mean == good.mean
+    assert answers.row(lost)[5] is None
+    assert p_value(good, lost) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "schedulse"], "schedulse is no study; did you mean schedules?"),
+        (["compare", "methods", "--settings", "mnits"], "did you mean mnist?"),
+        (["compare", "schedules", "--chunk", "0"], "the chunk is 0"),
+        (["pilot", "mnsit"], "mnsit is no task; did you mean mnist?"),
+        (["pilot", "mnist", "--epochs", "0"], "--epochs is 0"),
+        (["report", "nowhere"], "nowhere is the folder of no study and no run"),
+    ],
+)
+def test_bad_input_is_one_line(tiny_mnist, capsys, arguments, message):
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_a_folder_of_another_study_or_version_is_refused(lines, capsys):
+    folder = lines / "there"
+    folder.mkdir()
+    wanted = {"study": "lines", "full": True, "settings": ["line"], "versions": runs.versions()}
+    (folder / "study.json").write_text(json.dumps(wanted))
+    assert main(["compare", "lines", "--out", "there"]) == 2
+    assert "full True there, False here" in capsys.readouterr().err
+    wanted |= {"full": False, "versions": {**wanted["versions"], "jax": "0.0.1"}}
+    (folder / "study.json").write_text(json.dumps(wanted))
+    assert main(["compare", "lines", "--out", "there"]) == 2
+    assert "jax 0.0.1 there" in capsys.readouterr().err
+    (folder / "study.json").unlink()
+    (folder / "thesis.txt").write_text("kept")
+    assert main(["compare", "lines", "--out", "there"]) == 2
+    assert "holds something else" in capsys.readouterr().err
+
+
+def test_a_second_process_is_refused(lines, capsys):
+    (lines / "there").mkdir()
+    with atomic.locked(lines / "there"):
+        assert main(["compare", "lines", "--out", "there"]) == 2
+    assert "another process is writing into there" in capsys.readouterr().err
+
+
+def test_every_method_has_a_knob_of_five_values():
+    assert set(knobs.KNOBS) == set(jaxclip.named())
+    for knob in knobs.KNOBS.values():
+        assert len(set(knob.values)) == 5
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", studies.NAMES)
+def test_the_arms_of_every_study_are_told_apart_and_can_be_tuned(name, full):
+    study = studies.study(name)
+    assert study.name == name
+    made = study.arms(full)
+    assert len({arm.slug for arm in made}) == len(made) > 1
+    for arm in made:
+        sweep.stack(arm.grid)
+        assert hash(arm.setting)
+    tuned = {len(arm.grid) for arm in made if arm.name != "no clip"}
+    assert len(tuned) == 1, "every arm has the same budget"
+
+
+def test_settings_are_known_by_their_names():
+    assert all(name == setting.name for name, setting in SETTINGS.items())
+    assert len(set(SETTINGS.values())) == len(SETTINGS)
+
+
+def test_a_study_is_what_is_asked_for():
+    with pytest.raises(BadInput, match="the studies are schedules"):
+        studies.study("nothing_like_it")

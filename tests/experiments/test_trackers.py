@@ -1,0 +1,177 @@
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments import runs, trackers
+from experiments.errors import BadInput
+from experiments.train import History
+
+ROWS = [{"loss": 2.5, "norm": 1.0}, {"loss": math.nan, "norm": math.inf}, {"loss": 0.1, "norm": 3}]
+
+
+def curve(folder, name):
+    """What TensorBoard itself reads in a folder."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def history(steps, score=0.5):
+    column = np.arange(steps, dtype=np.float32)
+    return History(column, column + 1, np.full(steps, np.inf, np.float32), column > 1, score)
+
+
+class Recorder:
+    """A tracker that remembers what it was told."""
+
+    def __init__(self, fails=False):
+        self.logged, self.closed, self.fails = [], 0, fails
+
+    def log(self, step, values):
+        self.logged.append((step, dict(values)))
+
+    def close(self):
+        self.closed += 1
+        if self.fails:
+            raise OSError("disk full")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module in the place of Weights & Biases that remembers its calls."""
+    calls = []
+
+    def call(name):
+        return lambda *positional, **named: calls.append((name, positional, named))
+
+    class Error(Exception):
+        pass
+
+    def init(**options):
+        call("init")(**options)
+        if options["project"] == "refused":
+            raise Error("no API key")
+        return SimpleNamespace(log=call("log"), finish=call("finish"))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Error))
+    return calls
+
+
+def test_json_lines_are_those_of_a_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = trackers.JsonLines(path)
+    for step, row in enumerate(ROWS):
+        tracker.log(step, row)
+    assert len(path.read_text().splitlines()) == 3  # before it is closed
+    tracker.close()
+    tracker.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 0, "loss": 2.5, "norm": 1.0},
+        {"step": 1, "loss": None, "norm": None},
+        {"step": 2, "loss": 0.1, "norm": 3},
+    ]
+    again = trackers.JsonLines(path)
+    again.log(3, {"loss": 0.0})
+    again.close()
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_an_epoch_in_json_lines_reads_back_as_the_metrics_of_a_run(tmp_path):
+    run = runs.create(tmp_path / "run", "name", {})
+    run.append(1, history(3))
+    run.append(2, history(3, 0.75))
+    other = runs.create(tmp_path / "other", "name", {})
+    tracker = trackers.JsonLines(other.folder / "metrics.jsonl")
+    trackers.log_epoch(tracker, 1, history(3))
+    trackers.log_epoch(tracker, 2, history(3, 0.75))
+    tracker.close()
+    for one, two in zip(run.metrics(), other.metrics(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path):
+    tracker = trackers.TensorBoard(tmp_path)
+    for step, row in enumerate(ROWS):
+        tracker.log(step, row)
+    tracker.close()
+    tracker.close()
+    assert len(list(tmp_path.iterdir())) == 1
+    for name in ("loss", "norm"):
+        steps, values = zip(*curve(tmp_path, name), strict=True)
+        assert steps == (0, 1, 2)
+        np.testing.assert_array_equal(values, np.float32([row[name] for row in ROWS]))
+
+
+def test_tensorboard_has_every_step_of_a_resumed_run_once(tmp_path):
+    first = trackers.TensorBoard(tmp_path)
+    for step in range(5):
+        first.log(step, {"loss": 1.0})
+    first.close()
+    second = trackers.TensorBoard(tmp_path, first=3)
+    for step in range(3, 6):
+        second.log(step, {"loss": 2.0})
+    second.close()
+    assert curve(tmp_path, "loss") == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+
+
+def test_weights_and_biases_is_told_all(tmp_path, wandb):
+    tracker = trackers.WeightsAndBiases("clips", "mnist", {"seed": 1}, tmp_path)
+    tracker.log(7, {"loss": math.nan})
+    tracker.close()
+    options = {"project": "clips", "name": "mnist", "config": {"seed": 1}, "dir": str(tmp_path)}
+    assert wandb[0] == ("init", (), options)
+    [(name, [values], named)] = wandb[1:2]
+    assert name == "log" and named == {"step": 7}
+    assert values.keys() == {"loss"} and math.isnan(values["loss"])
+    assert wandb[2:] == [("finish", (), {})]
+
+
+def test_weights_and_biases_that_does_not_start_says_what_to_do(tmp_path, wandb):
+    with pytest.raises(BadInput, match=r"no API key; log in by `wandb login`, or set WANDB_MODE"):
+        trackers.WeightsAndBiases("refused", "mnist", {}, tmp_path)
+
+
+def test_weights_and_biases_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(BadInput, match="Weights & Biases is not installed here: pip install wandb"):
+        trackers.WeightsAndBiases("clips", "mnist", {}, tmp_path)
+
+
+def test_a_folder_that_weights_and_biases_left_behind_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(BadInput, match="pip install wandb"):
+        trackers.WeightsAndBiases("clips", "mnist", {}, tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+
+
+def test_several_trackers_are_one():
+    one, two = Recorder(), Recorder()
+    several = trackers.Several([one, two])
+    trackers.log_epoch(several, 2, history(3))
+    several.close()
+    assert one.logged == two.logged
+    assert [step for step, _ in one.logged] == [3, 4, 5]
+    assert [set(values) for _, values in one.logged] == [set(runs.SERIES)] * 2 + [
+        {*runs.SERIES, "score"}
+    ]
+    assert (one.closed, two.closed) == (1, 1)
+
+
+def test_a_tracker_that_fails_to_close_keeps_no_other_from_it():
+    trackers_there = [Recorder(), Recorder(fails=True), Recorder()]
+    with pytest.raises(OSError, match="disk full"):
+        trackers.Several(trackers_there).close()
+    assert [one.closed for one in trackers_there] == [1, 1, 1]
+
+
+def test_without_trackers_nothing_is_kept():
+    nothing = trackers.Several()
+    nothing.log(0, {"loss": 1.0})
+    nothing.close()
+    assert nothing.trackers == ()
