@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 ARGS ?=
 
-.PHONY: run test test-quick lint docs bench setup lock clean
+.PHONY: run compare test test-quick lint docs bench setup lock clean
 .DEFAULT_GOAL := run
 
 # A virtual environment whose interpreter is gone, or is another than the one asked for, is stale too.
@@ -27,6 +27,10 @@ setup: $(READY)
 # The main job: an MLP on MNIST with a clipped SGD. More with 'make run ARGS="--clip zclip --epochs 3"'.
 run: $(READY)
 	@$(RUN) -m experiments run mnist $(ARGS)
+
+# The quick form of a study. Others with 'make compare ARGS="sensitivity --full"'.
+compare: $(READY)
+	@$(RUN) -m experiments compare $(or $(ARGS),schedules)
 
 test: $(READY)
 	@$(RUN) -m pytest -n 2 --cov $(ARGS)

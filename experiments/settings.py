@@ -85,7 +85,7 @@ SETTINGS = {
             MNIST, name="mnist_heavy_tails", disturb=stress.HeavyTails(scale=0.01, degrees=1.5)
         ),
         Setting("fashion_mnist", Mnist(dataset="fashion_mnist"), norm=1.0),
-        Setting("temporal_order", TemporalOrder(), norm=1.0, batch_size=20, epochs=4),
+        Setting("temporal_order", TemporalOrder(), norm=0.3, batch_size=20, epochs=4),
         Setting("char_lm", CharLm(), norm=1.0, learning_rate=3.0, batch_size=16),
     )
 }

@@ -23,11 +23,14 @@ from experiments import atomic, claims, processes, runs, train
 from experiments.config import Config, Trial, trial
 from experiments.data import Data
 from experiments.errors import BadInput
+from experiments.memory import peak
 from experiments.train import History
 
 Grid = Sequence[Mapping[str, Any]]
 Report = Callable[[int, int], None]
 AXIS = "trials"
+FEW = 8  # trials, for which XLA plans as it does for more
+FAR_OFF = 3  # the peak of a trace is off by less
 
 
 def values(name: str, *numbers: float) -> Grid:
@@ -138,17 +141,21 @@ def in_chunks(
 
 def many(config: Config, mesh: Mesh) -> Any:
     """Returns the training of many trials side by side, compiled; devices never talk."""
-    side_by_side = jax.vmap(functools.partial(train.train, config), (0, None))
     # By hand, because an automatic partition is free to gather what has no need to meet.
     return jax.jit(
         jax.shard_map(
-            side_by_side,
+            side_by_side(config),
             mesh=mesh,
             in_specs=(PartitionSpec(AXIS), PartitionSpec()),
             out_specs=PartitionSpec(AXIS),
             check_vma=False,
         )
     )
+
+
+def side_by_side(config: Config) -> Callable[[Trial, Data], History]:
+    """Returns the training of many trials on one device."""
+    return jax.vmap(functools.partial(train.train, config), (0, None))
 
 
 def pick(trials: Trial, start: int, size: int, mesh: Mesh) -> Trial:
@@ -188,27 +195,43 @@ def read(file: Path, shapes: History, count: int) -> History:
 
 def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: int) -> None:
     """Raises `BadInput`, before compiling, where a chunk takes more than `memory` bytes here."""
-    shared, each = smallest_memory(config, jax.tree.map(lambda leaf: leaf[0], trials), data)
-    here = chunk // jax.process_count()
-    if shared + here * each > memory:
-        devices = jax.local_device_count()
-        fits = (memory - shared) // each // devices * devices * jax.process_count()
+    devices = jax.local_device_count()
+    each_has = chunk // len(jax.devices())
+    traced = jax.make_jaxpr(side_by_side(config))(few(trials, each_has), data)
+    if devices * (size_of(data) + FAR_OFF * peak(traced.jaxpr)) < memory:
+        return
+    shared, each = measured_memory(config, trials, data)
+    wanted = devices * (shared + each_has * each)
+    if wanted > memory:
+        fits = (memory // devices - shared) // each * len(jax.devices())
         advice = (
             f"give a chunk of {fits} or less" if fits > 0 else "not even one fits on each device"
         )
         raise BadInput(
-            f"a chunk of {chunk} trials takes at least {(shared + here * each) >> 20} MiB here, "
-            f"and {memory >> 20} are free: {advice}"
+            f"a chunk of {chunk} trials takes about {wanted >> 20} MiB here, and {memory >> 20} "
+            f"are free: {advice}"
         )
 
 
-def smallest_memory(config: Config, one: Trial, data: Data) -> tuple[int, int]:
-    """Returns the bytes that all trials share, and those of each, activations not counted."""
-    state = jax.eval_shape(functools.partial(train.init, config), one, data)
-    history = jax.eval_shape(functools.partial(train.train, config), one, data)
-    # The state before and after a step, and the gradient between them.
-    each = 2 * size_of(state) + size_of(state.params) + size_of(history)
-    return jax.local_device_count() * size_of(data), each
+def measured_memory(config: Config, trials: Trial, data: Data) -> tuple[int, int]:
+    """Returns the bytes that the trials on a device share, and those that each of them takes.
+
+    It is what XLA plans for a few and for twice as many, which are never run.
+    """
+
+    def planned(count: int) -> int:
+        lowered = jax.jit(side_by_side(config)).lower(few(trials, count), data)
+        plan: Any = lowered.compile({"xla_llvm_disable_expensive_passes": True}).memory_analysis()
+        return plan.temp_size_in_bytes + plan.output_size_in_bytes + plan.argument_size_in_bytes
+
+    once, twice = planned(FEW), planned(2 * FEW)
+    each = max(1, (twice - once) // FEW)
+    return once - FEW * each, each
+
+
+def few(trials: Trial, count: int) -> Trial:
+    """Returns `count` trials."""
+    return jax.tree.map(lambda leaf: np.resize(leaf, count), trials)
 
 
 def size_of(tree: Any) -> int:

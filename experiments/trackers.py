@@ -89,9 +89,10 @@ class WeightsAndBiases:
         try:
             self.run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
         except wandb.Error as error:
+            reason = str(error).rstrip(".")
             raise BadInput(
-                f"Weights & Biases does not start: {error}; log in by `wandb login`, or set "
-                f"WANDB_MODE=offline"
+                f"Weights & Biases does not start: {reason}; log in by `wandb login`, or set "
+                "WANDB_MODE=offline"
             ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

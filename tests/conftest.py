@@ -24,6 +24,8 @@ class SharedWork(LoadScopeScheduling):
             return nodeid.rstrip("]").split("[")[-1].split("-")[-1]  # the method
         if "experiments/test_main.py" in nodeid or "experiments/test_data.py" in nodeid:
             return "MNIST"
+        if "test_report_browser.py" in nodeid:
+            return "browser"
         return nodeid
 
 

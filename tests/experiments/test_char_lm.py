@@ -15,7 +15,7 @@ from experiments.config import Config, trial
 from experiments.tasks import char_lm
 from experiments.tasks.char_lm import CharLm
 
-TASK = CharLm(width=8, layers=2, heads=2, context=8, windows=640)
+TASK = CharLm(width=8, layers=1, heads=2, context=8, windows=640)
 
 
 @pytest.fixture(scope="module")
@@ -121,18 +121,19 @@ def test_bfloat16_is_for_the_blocks_and_not_for_the_parameters(params, windows, 
         traced = jax.jit(task.loss).trace(params, windows.test)
         loss = traced.lower().compile()(params, windows.test)
     products = re.findall(r"(\w+)\[[\d,]*\] = dot_general", str(traced.jaxpr))
-    assert products.count("bf16") == 14  # seven a block; its attention's scores are float32
-    assert products.count("f32") == 3  # those, and the logits
+    assert products.count("bf16") == 7
+    assert products.count("f32") == 2  # the attention's scores, and the logits
     expected, _ = value_and_grad(params, windows.test)
     assert float(loss) == pytest.approx(float(expected), rel=0.02)
     assert loss != expected
 
 
 def test_a_clipped_training_learns_the_text(windows):
-    task = dataclasses.replace(TASK, layers=1)
-    config = Config(task, jaxclip.clip_by_global_norm, batch_size=16, epochs=2)
+    config = Config(TASK, jaxclip.clip_by_global_norm, batch_size=16, epochs=6)
     fit = jax.jit(functools.partial(train.train, config))
     history = fit(trial(learning_rate=1.0, limit=1.0), windows)
     assert history.loss[0, 0] == pytest.approx(np.log(len(char_lm.alphabet())), abs=0.1)
-    assert history.loss[-1, -10:].mean() < 3.5
-    assert history.score[-1] > 0.15  # the space alone gives about as much
+    shares = np.bincount(windows.train.ravel()) / windows.train.size
+    by_frequency = -np.sum(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares)))
+    assert history.loss[-1].mean() < by_frequency - 0.2  # which no context is needed for
+    assert history.score[-1] > 0.3

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import data
 from experiments.data import Images
 from experiments.tasks.mnist import Mnist
 
@@ -47,6 +48,32 @@ def test_the_score_is_the_share_told_right(params, tiny):
     wrong[:5] = (told[:5] + 1) % 10
     assert Mnist().score(params, Images(tiny.test.images, told)) == 1
     assert jnp.allclose(Mnist().score(params, Images(tiny.test.images, wrong)), 0.9)
+
+
+@pytest.mark.parametrize("count", [1000, 2500])
+def test_the_score_counts_every_image_once_whatever_does_not_fill_a_slice(params, count):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+    told = np.asarray(Mnist().logits(params, pixels)).argmax(-1).astype(np.uint8)
+    told[[0, 500, -1]] = (told[[0, 500, -1]] + 1) % 10
+    score = jax.jit(Mnist().score)(params, Images(pixels, told))
+    np.testing.assert_allclose(score, 1 - 3 / count, rtol=1e-6)
+
+
+def test_a_score_holds_the_activations_of_one_slice_at_a_time():
+    task = Mnist(hidden=(256,))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    images = Images(np.zeros((10_000, 28, 28, 1), np.uint8), np.zeros(10_000, np.uint8))
+    compiled = jax.jit(task.score).lower(params, images).compile()
+    all_pixels = 10_000 * 784 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < all_pixels / 4
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_the_images_are_those_of_the_data_set_from_the_folder(dataset, tiny, monkeypatch):
+    known = {(dataset, None): tiny, (dataset, "there"): "other"}
+    monkeypatch.setattr(data, "load", lambda *asked: known[asked])
+    assert Mnist(dataset=dataset).data() is tiny
+    assert Mnist(dataset=dataset).data("there") == "other"
 
 
 def test_bfloat16_is_for_the_layers_and_not_for_the_parameters(params, tiny):

@@ -8,8 +8,10 @@ import pytest
 import jaxclip
 from experiments import atomic, sweep
 from experiments.config import Config
-from experiments.data import Data
+from experiments.data import Data, Images
 from experiments.errors import BadInput
+from experiments.memory import peak
+from experiments.tasks.mnist import Mnist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +132,26 @@ def test_what_a_kill_leaves_at_the_very_start_is_no_hindrance(tmp_path):
     assert sweep.sweep(CONFIG, TRIALS, LINE, tmp_path).score.shape == (18, 2)
 
 
-def test_a_chunk_too_large_is_told_before_compiling(tmp_path, compilations):
-    shared, each = sweep.smallest_memory(CONFIG, jax.tree.map(lambda leaf: leaf[0], TRIALS), LINE)
-    with pytest.raises(BadInput, match="a chunk of 16 or less"):
-        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=24, memory=shared + 17 * each)
+def test_a_chunk_too_large_is_told_with_one_that_fits(tmp_path):
+    shared, each = sweep.measured_memory(CONFIG, TRIALS, LINE)
+    memory = 8 * (shared + 2 * each) + 4
+    with pytest.raises(BadInput, match=r"a chunk of 24 trials .* give a chunk of 16 or less"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=24, memory=memory)
     with pytest.raises(BadInput, match="not even one"):
-        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=24, memory=shared)
-    assert not compilations
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=24, memory=8 * shared)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_memory_of_a_chunk_is_predicted_within_a_quarter():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (sweep.AXIS,))
+    config = Config(Mnist((16,)), jaxclip.clip_by_global_norm, epochs=1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1000, 28, 28, 1), dtype=np.uint8)
+    data = Data(*[Images(images, np.zeros(1000, np.uint8))] * 2)
+    shared, each = sweep.measured_memory(config, TRIALS, data)
+    trials = sweep.few(TRIALS, 48)
+    plan = sweep.many(config, mesh).lower(trials, data).compile().memory_analysis()
+    planned = plan.temp_size_in_bytes + plan.output_size_in_bytes + plan.argument_size_in_bytes
+    assert abs(shared + 48 * each - planned) < 0.25 * planned
+    rough = peak(jax.make_jaxpr(sweep.side_by_side(config))(trials, data).jaxpr)
+    assert planned / sweep.FAR_OFF < rough < planned * sweep.FAR_OFF
