@@ -13,6 +13,7 @@ from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
 from experiments.options import Command, Compare, Pilot, Report, RunMnist
+from experiments.private_options import RunPrivate
 
 PROGRAM = "python -m experiments"
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def carry_out(options: Command, arguments: Sequence[str]) -> None:
+def carry_out(options: Command | RunPrivate, arguments: Sequence[str]) -> None:
     """Does what the options say."""
     command = shlex.join([*PROGRAM.split(), *arguments])
     # Imported after parsing, so that a typing mistake is told at once.
@@ -43,6 +44,10 @@ def carry_out(options: Command, arguments: Sequence[str]) -> None:
                 assert isinstance(resumed, RunMnist)
                 options = resumed
             run.run(options, command)
+        case RunPrivate():
+            from experiments import private
+
+            private.command(options, command)
         case Compare():
             from experiments import compare
 
@@ -57,7 +62,7 @@ def carry_out(options: Command, arguments: Sequence[str]) -> None:
             answers.command(options)
 
 
-def parse(arguments: Sequence[str], defaults: RunMnist) -> Command:
+def parse(arguments: Sequence[str], defaults: RunMnist) -> Command | RunPrivate:
     """Returns the options that the arguments give, or else the defaults."""
     told = io.StringIO()
     try:
@@ -75,6 +80,7 @@ def commands(mnist: RunMnist) -> SubcommandApp:
     """Returns every command with its options, and the defaults of those."""
     run = SubcommandApp()
     run.command(name="mnist")(functools.partial(RunMnist, **vars(mnist)))
+    run.command(name="mnist-private")(RunPrivate)
     app = SubcommandApp()
     app.command(run, name="run", help="Train one model on a task.")
     app.command(name="compare")(Compare)

@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 # Options that say where a run is, not what it is: a resumed run may have others.
-PLACES = ("platform", "mnist_dir", "out", "resume")
+PLACES = ("platform", "mnist_dir", "out", "resume", "tensorboard", "wandb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ class RunMnist:
         out: The folder of this run, which has to be new. By default runs/DATE-TASK-CLIP.
         resume: Continue the run in this folder, with its options. It ends as if it had never
             stopped.
+        tensorboard: Write event files for TensorBoard into the folder of the run too.
+        wandb: Tell Weights & Biases too, in this project.
     """
 
     clip: Annotated[str, tyro.conf.arg(metavar="METHOD")] = "clip_by_global_norm"
@@ -77,6 +79,8 @@ class RunMnist:
     mnist_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    tensorboard: bool = False
+    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
 
     def config(self) -> Config:
         """Returns what decides the code of the training."""
@@ -86,7 +90,7 @@ class RunMnist:
         if min(self.hidden, default=1) < 1:
             raise BadInput(f"--hidden is {self.hidden}: give widths of 1 or more")
         return Config(
-            task=Mnist(self.hidden, self.precision, self.dataset),
+            task=Mnist(self.hidden, self.precision, dataset=self.dataset),
             clip=self.named_clip(),
             optimizer=OPTIMIZERS[self.optimizer],
             schedule=self.named_limit().shape,

@@ -1,5 +1,6 @@
 """The command `run`: one training, and the folder that it leaves."""
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import curves, progress, runs, train
+from experiments import curves, progress, runs, trackers, train
 from experiments.config import Config, Trial
 from experiments.data import Data
 from experiments.errors import BadInput
@@ -31,7 +32,7 @@ def run(options: RunMnist, command: str = "") -> dict[str, Any]:
     check(config, trial, examples)
     folder = open_folder(options, command)
     with folder.lock():
-        result = folder.result or fit(config, trial, examples, folder, title(options))
+        result = folder.result or fit(config, trial, examples, folder, options)
     print(conclusion(result))
     print(f"Kept in {folder.folder}")
     return result
@@ -108,7 +109,7 @@ def title(options: RunMnist) -> str:
 
 
 def fit(
-    config: Config, trial: Trial, examples: Data, folder: runs.Run, title: str
+    config: Config, trial: Trial, examples: Data, folder: runs.Run, options: RunMnist
 ) -> dict[str, Any]:
     """Trains what is left to train, and writes everything into the folder."""
     start = time.perf_counter()
@@ -117,16 +118,19 @@ def fit(
     if state is None:
         state = init(config, trial, examples)
     done = int(state.epoch)
-    folder.cut(done * train.steps_per_epoch(config, examples))
-    with progress.report(config.epochs, done) as report:
+    steps = done * train.steps_per_epoch(config, examples)
+    folder.cut(steps)
+    tracker = tracked(options, folder, steps)
+    with contextlib.closing(tracker), progress.report(config.epochs, done) as report:
         for number in range(done + 1, config.epochs + 1):
             state, history = epoch(config, trial, examples, state)
             history = jax.device_get(history)
             folder.append(number, history)
+            trackers.log_epoch(tracker, number, history)
             folder.save(state)
             report(number, history)
     metrics = folder.metrics()
-    curves.draw(metrics, title, folder.folder / "curves.png")
+    curves.draw(metrics, title(options), folder.folder / "curves.png")
     result = {
         "accuracy": float(metrics.score[-1]),
         "clip_rate": float(np.mean(metrics.clipped > 0)),
@@ -137,6 +141,17 @@ def fit(
         "parameters_sha256": runs.fingerprint(state.params),
     }
     return folder.finish(result)
+
+
+def tracked(options: RunMnist, folder: runs.Run, steps: int) -> trackers.Tracker:
+    """Returns what is told of every step besides the folder, which has seen `steps` of them."""
+    asked: list[trackers.Tracker] = []
+    if options.tensorboard:
+        asked.append(trackers.TensorBoard(folder.folder / "tensorboard", steps))
+    if options.wandb is not None:
+        name = title(options)
+        asked.append(trackers.WeightsAndBiases(options.wandb, name, folder.config, folder.folder))
+    return trackers.Several(asked)
 
 
 def conclusion(result: dict[str, Any]) -> str:

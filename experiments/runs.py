@@ -19,7 +19,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -70,15 +70,9 @@ class Run:
 
     def append(self, epoch: int, history: History) -> None:
         """Adds the lines of the epoch that ends as number `epoch`."""
-        columns = [np.asarray(getattr(history, name)).tolist() for name in SERIES]
-        first = (epoch - 1) * len(columns[0])
-        rows = [
-            {"step": first + index, "epoch": epoch, **dict(zip(SERIES, values, strict=True))}
-            for index, values in enumerate(zip(*columns, strict=True))
-        ]
-        rows[-1]["score"] = float(history.score)
+        lines = [{"step": step, "epoch": epoch, **values} for step, values in rows(epoch, history)]
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.writelines(f"{to_json(row)}\n" for row in rows)
+            file.writelines(f"{to_json(line)}\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
 
@@ -138,6 +132,18 @@ class Run:
         """Writes how the run ended, and returns what is written."""
         atomic.write_text(self.folder / "result.json", f"{to_json(result, indent=2)}\n")
         return plain(result)
+
+
+def rows(epoch: int, history: History) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yields the steps of the epoch that ends as number `epoch`, with what happened in each.
+
+    The last of them has the score.
+    """
+    columns = [np.asarray(getattr(history, name)).tolist() for name in SERIES]
+    steps = len(columns[0])
+    for index, values in enumerate(zip(*columns, strict=True)):
+        score = {"score": float(history.score)} if index == steps - 1 else {}
+        yield (epoch - 1) * steps + index, {**dict(zip(SERIES, values, strict=True)), **score}
 
 
 def create(folder: Path | None, name: str, config: Mapping[str, Any]) -> Run:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go while it goes on: JSON lines, TensorBoard, Weights & Biases.
+"""Where the numbers of a run go besides its own folder: TensorBoard, Weights & Biases.
 
 Each is a `Tracker`, and whoever trains knows no more of it than its two methods.
 """
@@ -9,8 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from experiments import runs
 from experiments.errors import BadInput
@@ -27,25 +25,6 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Sees to it that all is where it should be; to do so twice does no harm."""
         ...
-
-
-class JsonLines:
-    """A line a step, such as `{"step": 0, "loss": 2.3}`; what is not finite is null.
-
-    Args:
-        path: the file; lines are added to those that it has.
-    """
-
-    def __init__(self, path: Path):
-        self.file = path.open("a", buffering=1)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes a line, which whoever follows the file sees at once."""
-        self.file.write(f"{runs.to_json({'step': step, **values})}\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
 
 
 class TensorBoard:
@@ -128,14 +107,8 @@ class Several:
 
 def log_epoch(tracker: Tracker, epoch: int, history: History) -> None:
     """Tells a tracker what happened in the epoch that ends as number `epoch`, its score last."""
-    columns = [np.asarray(getattr(history, name)).tolist() for name in runs.SERIES]
-    first = (epoch - 1) * len(columns[0])
-    last = len(columns[0]) - 1
-    for index, row in enumerate(zip(*columns, strict=True)):
-        values: dict[str, float] = dict(zip(runs.SERIES, row, strict=True))
-        if index == last:
-            values["score"] = float(history.score)
-        tracker.log(first + index, values)
+    for step, values in runs.rows(epoch, history):
+        tracker.log(step, values)
 
 
 def installed(module: str, attribute: str, name: str) -> Any:

@@ -1,8 +1,9 @@
 """What to clip by, from the norms that a run's own gradients had."""
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +11,22 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from .methods.average import drop_spikes, zclip
-from .methods.fixed import clip_by_global_norm, smooth_clip_by_global_norm
-from .methods.quantile import autoclip, clip_by_history, clip_by_quantile
-from .metrics import metrics
+from . import wrappers
+from .methods import average, fixed, quantile
+from .metrics import ClipMetrics, metrics
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
 FEW = 100  # norms: with less, a percentile is a matter of luck
 DRIFT = 2.0  # of the median between the first fifth and the last: more is a level shift
+PIECES = 40  # of a run, whose medians tell the trend: one spike, or a hundred, do not
 
 
 class Suggestion(NamedTuple):
     """A method for these norms.
 
     Attributes:
-      code: the line to paste.
-      clipped: the share of the steps that it would have clipped, from 0 to 1.
+      code: the line to paste; where it names `optimizer`, the whole optimizer is meant.
+      clipped: the share of the steps in which it would have clipped something, from 0 to 1.
       reason: why its numbers are what they are.
     """
 
@@ -38,8 +39,9 @@ class Advice(NamedTuple):
     """What norms say about how to clip; printed, it is a page.
 
     Attributes:
-      percentiles: of the finite norms, by per cent.
-      drift: the median of the last fifth of the norms, divided by that of the first fifth.
+      percentiles: of the finite global norms, by per cent; 100 is the maximum.
+      drift: the median of the last fifth of them, divided by that of the first fifth.
+      trend: by how many powers of ten they rise in 1,000 steps.
       nonfinite: how many norms are nan or infinite.
       steps: how many norms there are.
       suggestions: the methods, each with its line of code.
@@ -48,6 +50,7 @@ class Advice(NamedTuple):
 
     percentiles: dict[int, float]
     drift: float
+    trend: float
     nonfinite: int
     steps: int
     suggestions: Sequence[Suggestion]
@@ -66,116 +69,227 @@ class Advice(NamedTuple):
         lines = [
             f"{self.steps} norms, {self.nonfinite} of them not finite",
             f"percentiles: {percentiles}",
-            f"drift: the last fifth is {self.drift:.2g} times the first",
+            f"drift: the last fifth is {self.drift:.2g} times the first; "
+            f"{self.trend:+.2g} decades in 1,000 steps",
             "",
-            f"{'jaxclip.':<{width}}  clipped  why",
+            f"{'':<{width}}  clipped  why",
             *rows,
             *(f"Note: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
 
 
-def advise(norms: Float[np.ndarray, " steps"] | Sequence[float]) -> Advice:
-    r"""What to clip by, from the global norms of a run's own gradients.
+def advise(
+    norms: Float[np.ndarray, " steps"] | Float[np.ndarray, "steps blocks"] | Sequence[float],
+) -> Advice:
+    r"""What to clip by, from the norms of a run's own gradients.
 
-    A constant limit is suggested at \(q_{90}\), the 90th percentile of the norms, which clips one
-    step in ten and leaves the median step alone. Methods that adapt are suggested at their
-    published defaults, or at the same quantile. The share that each would have clipped is found by
-    running the method itself over the norms, as if every gradient had been one number; how a clip
-    would have changed the norms that follow is not known.
+    $$\tau = q_{90}, \qquad \text{drift} = \frac{\mathrm{median}(n_{4T/5}, \dots, n_T)}
+    {\mathrm{median}(n_1, \dots, n_{T/5})}$$
+
+    A constant limit is suggested at $q_{90}$, the 90th percentile of the norms, which clips one
+    step in ten and leaves the usual step alone; `autoclip` and `clip_by_quantile` are to follow the
+    same percentile, and the methods that clip spikes are at their published defaults. What has an
+    absolute limit besides, as the cap of `zclip`, has it at $q_{99}$, and for a warm-up at
+    $q_{90}$, since their defaults of 1 suit norms of that size alone. The ratio of
+    `clip_by_norm_ratio` is $q_{90} / q_{50}$. Numbers are rounded to two digits.
+
+    The share that each would have clipped is found by running the method itself over a gradient
+    that has one number for every block. How a clip would have changed the norms that follow is not
+    known. The trend is the median of the slopes between the medians of 40 pieces of the run
+    (Theil and Sen), so that spikes do not count.
+
+    There are warnings for less than 100 norms, a drift beyond a factor of 2 (a constant limit is a
+    poor choice then), norms that are not finite, a run that ends in such, and a 90th percentile
+    of 0.
 
     Args:
       norms: the norms before clipping, in the order of the steps: `ClipMetrics.norm` of a run with
-        `clip_by_global_norm(jnp.inf)`.
+        `clip_by_global_norm(jnp.inf)`. With a second axis they are 2-norms of the blocks that the
+        gradient consists of, such as its arrays; methods that clip every array are suggested too.
 
     Returns:
       `Advice`: print it.
 
     Raises:
       TypeError: the norms are not numbers.
-      ValueError: there are none, or none that is finite, or one is negative.
+      ValueError: there are none, or none that is finite, or one is negative, or they have more than
+        two axes.
 
     Example:
       >>> advice = advise([1.0, 2.0, 1.5, 1.0, 9.0])
       >>> print(advice.suggestions[0].code, advice.suggestions[0].clipped)
-      clip_by_global_norm(6.2) 0.2
+      jaxclip.clip_by_global_norm(6.2) 0.2
 
     Source:
       Seetharaman et al. 2020 choose limits by percentiles of the norms seen:
       https://arxiv.org/abs/2007.14469.
     """
-    norms = checked(norms)
-    finite = norms[np.isfinite(norms)]
+    blocks = checked(norms)
+    total = np.array([math.hypot(*row) for row in blocks])
+    finite = total[np.isfinite(total)]
     percentiles = {q: float(np.percentile(finite, q)) for q in PERCENTILES}
-    fifth = max(1, len(finite) // 5)
-    first = float(np.median(finite[:fifth]))
-    drift = float(np.median(finite[-fifth:])) / first if first > 0 else math.inf
-    nonfinite = len(norms) - len(finite)
-    limit, largest = (float(f"{percentiles[q]:.2g}") for q in (90, 99))
-    start = float(f"{first:.2g}")
-    candidates = {
-        f"clip_by_global_norm({limit:g})": (clip_by_global_norm(limit), "90th percentile"),
-        f"smooth_clip_by_global_norm({limit:g})": (
-            smooth_clip_by_global_norm(limit),
-            "90th percentile; it shrinks every step a little",
-        ),
-        f"clip_by_quantile(0.9, initial={start:g})": (
-            clip_by_quantile(0.9, initial=start),
-            "follows the 90th percentile with one number of state",
-        ),
-        "autoclip(90.0)": (autoclip(90.0), "follows the 90th percentile of the last 1024"),
-        f"zclip(max_norm={largest:g})": (
-            zclip(max_norm=largest),
-            "spikes; cap at the 99th percentile",
-        ),
-        "clip_by_history()": (clip_by_history(), "beyond mean + 3 sigma of the last 128"),
-        "drop_spikes()": (drop_spikes(), "steps of more than 4 times the mean are left out"),
-    }
-    suggestions = [
-        Suggestion(code, share_clipped(method, norms), reason)
-        for code, (method, reason) in candidates.items()
-    ]
+    candidates = suggested(blocks[np.isfinite(total)], percentiles)
+    shares = shares_clipped([method for _, method, _ in candidates], blocks)
+    drift, nonfinite = drift_of(finite), len(total) - len(finite)
     return Advice(
         percentiles,
         drift,
+        trend_of(total),
         nonfinite,
-        len(norms),
-        suggestions,
-        warnings(len(norms), drift, nonfinite),
+        len(total),
+        [
+            Suggestion(code, share, reason)
+            for (code, _, reason), share in zip(candidates, shares, strict=True)
+        ],
+        warnings(total, drift, percentiles[90]),
     )
 
 
-def checked(norms: Float[np.ndarray, " steps"] | Sequence[float]) -> np.ndarray:
-    """Returns the norms as an array, or raises."""
+def checked(norms: Any) -> Float[np.ndarray, "steps blocks"]:
+    """Returns the norms of all blocks as an array, or raises."""
     array = np.asarray(norms)
-    if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16:
-        raise TypeError(f"norms are {array.dtype}: give the norms of a run's gradients, as numbers")
-    array = np.ravel(array).astype(np.float64)
-    if not np.any(np.isfinite(array)):
-        raise ValueError(f"there are {len(array)} norms and none is finite: give those of a run")
+    if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16 and array.size:
+        raise TypeError(
+            f"norms are {array.dtype}, but they are compared with limits: give the norms of a "
+            "run's gradients, as numbers"
+        )
+    if array.ndim > 2:
+        raise ValueError(
+            f"norms have the shape {array.shape}, but they are a series: give [steps], or "
+            "[steps, blocks]; np.ravel joins epochs"
+        )
+    array = array.astype(np.float64)
+    if array.ndim < 2:
+        array = array.reshape(-1, 1)
+    if not array.size or not np.any(np.all(np.isfinite(array), 1)):
+        raise ValueError(
+            f"there are {len(array)} norms and none is finite, so that they have no percentiles: "
+            "give those of a run that trains, by a smaller learning rate if need be"
+        )
     if np.any(array < 0):
-        raise ValueError(f"the smallest norm is {array.min():g}: norms are not negative")
+        raise ValueError(
+            f"the smallest norm is {np.nanmin(array):g}, but norms are not negative: give norms, "
+            "not losses or logarithms"
+        )
     return array
 
 
-def share_clipped(method: optax.GradientTransformation, norms: np.ndarray) -> float:
-    """Returns the share of the steps in which a method clips gradients of these norms."""
-
-    def step(state: optax.OptState, norm: jax.Array) -> tuple[optax.OptState, None]:
-        return method.update(norm, state)[1], None
-
-    norms32 = jnp.asarray(norms, jnp.float32)
-    state, _ = jax.lax.scan(step, method.init(norms32[0]), norms32)
-    return float(metrics(state)["clip"].clip_rate)
+def drift_of(norms: Float[np.ndarray, " steps"]) -> float:
+    """Returns the median of the last fifth of the norms, divided by that of the first."""
+    fifth = max(1, len(norms) // 5)
+    first, last = float(np.median(norms[:fifth])), float(np.median(norms[-fifth:]))
+    if first == last:
+        return 1.0
+    return last / first if first > 0 else math.inf
 
 
-def warnings(count: int, drift: float, nonfinite: int) -> list[str]:
-    """Returns what to know before a suggestion is taken."""
+def trend_of(norms: Float[np.ndarray, " steps"]) -> float:
+    """Returns the powers of ten that the norms rise by in 1,000 steps, whatever the spikes."""
+    [steps] = np.nonzero(np.isfinite(norms) & (norms > 0))
+    pieces = [piece for piece in np.array_split(steps, PIECES) if len(piece)]
+    points = [(np.mean(piece), np.median(np.log10(norms[piece]))) for piece in pieces]
+    slopes = [(b - a) / (t - s) for (s, a), (t, b) in itertools.combinations(points, 2)]
+    return 1000 * float(np.median(slopes)) if slopes else 0.0
+
+
+def suggested(
+    blocks: Float[np.ndarray, "steps blocks"], percentiles: Mapping[int, float]
+) -> list[tuple[str, optax.GradientTransformation, str]]:
+    """Returns the methods that suit the finite norms: code, method, and the reason."""
+    limit, largest = rounded(percentiles[90]), rounded(percentiles[99])
+    # From zero a quantile that is tracked by factors never rises.
+    start = limit or 1.0
+    found = [
+        called(fixed.clip_by_global_norm, limit, why="90th percentile"),
+        called(
+            fixed.smooth_clip_by_global_norm,
+            limit,
+            why="90th percentile; shrinks every step, the usual one little",
+        ),
+        called(
+            quantile.clip_by_quantile,
+            0.9,
+            initial=start,
+            why="follows the 90th percentile, by one number of state",
+        ),
+        called(quantile.autoclip, 90.0, why="follows the 90th percentile of the last 1024"),
+        called(average.zclip, max_norm=largest, why="spikes; the cap is the 99th percentile"),
+        called(quantile.clip_by_history, why="beyond mean + 3 sigma of the last 128"),
+        called(average.drop_spikes, why="more than 4 times the mean: a gradient of zero"),
+    ]
+    middle, high = np.percentile(blocks, (50, 90), axis=0)
+    if np.any(middle > 0):
+        ratio = max(1.1, rounded(float(np.median(high[middle > 0] / middle[middle > 0]))))
+        found.append(
+            called(average.clip_by_norm_ratio, ratio, why="90th percentile by the median, an array")
+        )
+    if blocks.shape[1] > 1:
+        found.append(
+            called(average.adagc, warmup_limit=limit, why="a little above each array's own average")
+        )
+    skip = wrappers.skip_on_spike(optax.identity())
+    found.append(
+        ("jaxclip.skip_on_spike(optimizer)", skip, "beyond mean + 6 sigma: the step is left out")
+    )
+    return found
+
+
+def called(
+    method: Any, *arguments: float, why: str, **named: float
+) -> tuple[str, optax.GradientTransformation, str]:
+    """Calls a method, and tells how the call is written."""
+    texts = [f"{value:g}" for value in arguments] + [f"{k}={v:g}" for k, v in named.items()]
+    return f"jaxclip.{method.__name__}({', '.join(texts)})", method(*arguments, **named), why
+
+
+def rounded(number: float) -> float:
+    """Returns a number as one would type it, with two digits."""
+    return float(f"{number:.2g}")
+
+
+def shares_clipped(
+    methods: Sequence[optax.GradientTransformation], blocks: Float[np.ndarray, "steps blocks"]
+) -> list[float]:
+    """Returns the share of the steps in which each method clips gradients of these norms."""
+
+    def step(states: list, row: list[jax.Array]) -> tuple[list, None]:
+        return [one.update(row, state)[1] for one, state in zip(methods, states, strict=True)], None
+
+    # In one scan, so that one compilation does for all.
+    columns = [jnp.asarray(column, jnp.float32) for column in blocks.T]
+    first = [column[0] for column in columns]
+    states, _ = jax.lax.scan(step, [one.init(first) for one in methods], columns)
+    return [steps_clipped(metrics(state), len(blocks)) / len(blocks) for state in states]
+
+
+def steps_clipped(clips: Mapping[str, ClipMetrics], steps: int) -> int:
+    """Returns in how many of the steps one of the clips acted, no two of which act in one."""
+    return sum(round(float(clip.clip_rate) * steps) for clip in clips.values())
+
+
+def warnings(norms: Float[np.ndarray, " steps"], drift: float, high: float) -> list[str]:
+    """Returns what to know before a suggestion is taken; `high` is the 90th percentile."""
     told = []
-    if count < FEW:
-        told.append(f"{count} norms are few; from {FEW} on, percentiles begin to mean something")
+    finite = np.isfinite(norms)
+    last = int(np.max(np.nonzero(finite))) + 1
+    if len(norms) < FEW:
+        told.append(
+            f"{len(norms)} norms are few; from {FEW} on, percentiles begin to mean something"
+        )
+    if len(norms) - last >= max(2, len(norms) // 20):
+        told.append(
+            f"the run has come to an end: from step {last} on no norm is finite, and those "
+            "before may have exploded already; measure again, for fewer steps or by a smaller "
+            "learning rate"
+        )
+    elif not np.all(finite):
+        told.append(f"{np.sum(~finite)} norms are not finite; wrap the optimizer in skip_nonfinite")
     if not 1 / DRIFT <= drift <= DRIFT:
-        told.append("the norms drift; a limit that follows them, or a schedule, fits better")
-    if nonfinite:
-        told.append(f"{nonfinite} norms are not finite; wrap the optimizer in skip_nonfinite")
+        told.append(
+            "the norms drift, and a constant limit that suits the beginning does not suit the end: "
+            "take one that follows them (autoclip, clip_by_quantile), or a schedule"
+        )
+    if high == 0:
+        told.append("nine norms in ten are 0: nothing is learned, and no limit will better it")
     return told

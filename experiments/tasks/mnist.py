@@ -1,10 +1,11 @@
 """Handwritten digits (or clothes), by a multilayer perceptron."""
 
+import abc
 import dataclasses
 import functools
 import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from experiments.data import Data, Images
 
 PIXELS = 28 * 28
 CLASSES = 10
+Network = Any  # an nnx.Module that is called with images
 
 
 class Mlp(nnx.Module):
@@ -29,25 +31,22 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the logits f32[batch, classes] of the inputs f32[batch, inputs]."""
+        """Returns the logits f32[batch, classes] of f32[batch, ...]."""
         *hidden, output = self.layers
+        x = x.reshape(len(x), -1)
         for layer in hidden:
             x = nnx.relu(layer(x))
         return output(x)
 
 
-@dataclasses.dataclass(frozen=True)
-class Mnist:
-    """Softmax cross-entropy of an MLP, scored by its accuracy on the test images.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures(abc.ABC):
+    """Softmax cross-entropy of a network, scored by its accuracy on the test images.
 
     Attributes:
-        hidden: the widths of the hidden layers.
-        precision: the type that the layers compute in; the parameters stay float32.
         dataset: digits or clothes.
     """
 
-    hidden: tuple[int, ...] = (128,)
-    precision: Literal["float32", "bfloat16"] = "float32"
     dataset: Literal["mnist", "fashion_mnist"] = "mnist"
 
     def data(self, folder: Path | None = None) -> Data:
@@ -76,14 +75,30 @@ class Mnist:
 
     def logits(self, params: Params, images: jax.Array) -> jax.Array:
         """Returns the logits f32[batch, classes] of the images u8[batch, 28, 28, 1]."""
-        pixels = images.reshape(len(images), PIXELS).astype(jnp.float32) / 255
-        return nnx.merge(self.graph, params)(pixels).astype(jnp.float32)
+        return nnx.merge(self.graph, params)(images.astype(jnp.float32) / 255).astype(jnp.float32)
+
+    @abc.abstractmethod
+    def model(self, rngs: nnx.Rngs) -> Network:
+        """Returns the network with new parameters; it takes f32[batch, 28, 28, 1]."""
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef[Network]:
+        """The network without its parameters: tracing alone ever looks at it."""
+        return nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mnist(Pictures):
+    """Pictures by a multilayer perceptron.
+
+    Attributes:
+        hidden: the widths of the hidden layers.
+        precision: the type that the layers compute in; the parameters stay float32.
+    """
+
+    hidden: tuple[int, ...] = (128,)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def model(self, rngs: nnx.Rngs) -> Mlp:
         """Returns the network with new parameters."""
         return Mlp((PIXELS, *self.hidden, CLASSES), jnp.dtype(self.precision), rngs)
-
-    @functools.cached_property
-    def graph(self) -> nnx.GraphDef[Mlp]:
-        """The network without its parameters: tracing alone ever looks at it."""
-        return nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))))

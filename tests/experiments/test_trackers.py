@@ -1,4 +1,3 @@
-import json
 import math
 import sys
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import runs, trackers
+from experiments.__main__ import main
 from experiments.errors import BadInput
 from experiments.train import History
 
@@ -59,38 +59,6 @@ def wandb(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Error))
     return calls
-
-
-def test_json_lines_are_those_of_a_run(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    tracker = trackers.JsonLines(path)
-    for step, row in enumerate(ROWS):
-        tracker.log(step, row)
-    assert len(path.read_text().splitlines()) == 3  # before it is closed
-    tracker.close()
-    tracker.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 0, "loss": 2.5, "norm": 1.0},
-        {"step": 1, "loss": None, "norm": None},
-        {"step": 2, "loss": 0.1, "norm": 3},
-    ]
-    again = trackers.JsonLines(path)
-    again.log(3, {"loss": 0.0})
-    again.close()
-    assert len(path.read_text().splitlines()) == 4
-
-
-def test_an_epoch_in_json_lines_reads_back_as_the_metrics_of_a_run(tmp_path):
-    run = runs.create(tmp_path / "run", "name", {})
-    run.append(1, history(3))
-    run.append(2, history(3, 0.75))
-    other = runs.create(tmp_path / "other", "name", {})
-    tracker = trackers.JsonLines(other.folder / "metrics.jsonl")
-    trackers.log_epoch(tracker, 1, history(3))
-    trackers.log_epoch(tracker, 2, history(3, 0.75))
-    tracker.close()
-    for one, two in zip(run.metrics(), other.metrics(), strict=True):
-        np.testing.assert_array_equal(one, two)
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path):
@@ -175,3 +143,23 @@ def test_without_trackers_nothing_is_kept():
     nothing.log(0, {"loss": 1.0})
     nothing.close()
     assert nothing.trackers == ()
+
+
+def test_a_run_keeps_event_files_that_tensorboard_reads(tiny_mnist, tmp_path):
+    arguments = ["run", "mnist", "--epochs", "2", "--out", "run", "--tensorboard"]
+    assert main(arguments) == 0
+    kept = runs.Run(tmp_path / "run").metrics()
+    steps, losses = zip(*curve(tmp_path / "run/tensorboard", "loss"), strict=True)
+    assert steps == tuple(range(len(kept.loss)))
+    np.testing.assert_allclose(losses, kept.loss, rtol=1e-6)
+    assert [value for _, value in curve(tmp_path / "run/tensorboard", "score")] == pytest.approx(
+        kept.score
+    )
+
+
+def test_a_run_that_weights_and_biases_cannot_follow_ends_in_one_line(
+    tiny_mnist, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["run", "mnist", "--epochs", "1", "--wandb", "clips"]) == 2
+    assert "pip install wandb" in capsys.readouterr().err
