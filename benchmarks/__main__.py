@@ -3,6 +3,6 @@
 import subprocess
 import sys
 
-for name in ("clips", "epoch", "per_example"):
+for name in ("clips", "epoch", "per_example", "sweep"):
     print(f"--- {name}", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
