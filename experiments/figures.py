@@ -1,5 +1,6 @@
 """Figures as data, drawn by matplotlib for a paper and by plotly for a page."""
 
+import html
 import itertools
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -184,8 +185,8 @@ def spec(figure: Figure) -> dict[str, Any]:
     across, along = (figure.y, figure.x) if figure.categories else (figure.x, figure.y)
     log_across = figure.log_y if figure.categories else figure.log_x
     layout = {
-        "xaxis": {"title": {"text": across}, "type": "log" if log_across else None},
-        "yaxis": {"title": {"text": along}, "type": "log" if figure.log_y else None},
+        "xaxis": {"title": {"text": verbatim(across)}, "type": "log" if log_across else None},
+        "yaxis": {"title": {"text": verbatim(along)}, "type": "log" if figure.log_y else None},
         "height": 420,
     }
     if figure.categories:
@@ -199,13 +200,13 @@ def line_traces(one: Series, color: str, dash: str) -> list[dict[str, Any]]:
     """Returns a series of numbers as plotly's traces, the band first."""
     trace = {
         "type": "scatter",
-        "name": one.name,
+        "name": verbatim(one.name),
         "x": listed(one.x),
         "y": listed(one.y),
         "mode": one.mode,
         "marker": {"color": color, "size": 4 if one.mode == "markers" else 6},
         "line": {"color": color, "dash": dash, "width": 1.0 if one.mode == "lines" else 1.8},
-        "legendgroup": one.name,
+        "legendgroup": verbatim(one.name),
     }
     if one.low is None or one.high is None:
         return [trace]
@@ -221,7 +222,7 @@ def line_traces(one: Series, color: str, dash: str) -> list[dict[str, Any]]:
         "mode": "lines",
         "hoverinfo": "skip",
         "showlegend": False,
-        "legendgroup": one.name,
+        "legendgroup": verbatim(one.name),
     }
     return [band, trace]
 
@@ -230,9 +231,9 @@ def row_traces(one: Series, color: str) -> list[dict[str, Any]]:
     """Returns a series of categories as plotly's traces."""
     trace = {
         "type": "scatter",
-        "name": one.name,
+        "name": verbatim(one.name),
         "x": listed(one.y),
-        "y": listed(one.x),
+        "y": [verbatim(str(category)) for category in one.x],
         "mode": "markers",
         "marker": {"color": color, "size": 9},
     }
@@ -244,6 +245,11 @@ def row_traces(one: Series, color: str) -> list[dict[str, Any]]:
             "arrayminus": listed(one.y - one.low),
         }
     return [trace]
+
+
+def verbatim(text: str) -> str:
+    """Returns a text that plotly shows as it is, where it would read some tags."""
+    return html.escape(text, quote=False)
 
 
 def listed(column: np.ndarray) -> list[Any]:

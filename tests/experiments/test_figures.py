@@ -51,7 +51,7 @@ def test_spec_is_json_and_keeps_gaps():
 
 def test_categories_lie_across():
     (trace,) = figures.spec(rows())["data"]
-    assert (trace["x"], trace["y"]) == ([2.0, 1.0], ["zclip", "clip|<x>"])
+    assert (trace["x"], trace["y"]) == ([2.0, 1.0], ["zclip", "clip|&lt;x&gt;"])
     assert trace["error_x"]["array"] == [0.5, 0.5] and trace["error_x"]["arrayminus"] == [1.0, 1.0]
 
 

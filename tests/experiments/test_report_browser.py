@@ -11,6 +11,7 @@ from experiments.figures import Figure, Series
 from experiments.report import Column, Page, Table
 
 EVIL = "</script><img src=x onerror=alert(1)>\u2028"
+TAGGED = "<b>a</b> & <i>"
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run",
@@ -48,7 +49,7 @@ def address(tmp_path_factory):
         Figure(
             "norm", "norm", "step", "norm",
             [
-                Series("norm", steps, norm, mode="lines"),
+                Series(TAGGED, steps, norm, mode="lines"),
                 Series("clipped", steps[norm > 2], norm[norm > 2], mode="markers"),
             ],
             log_y=True,
@@ -114,6 +115,7 @@ def test_names_are_text(visit):
     page = visit()
     assert page.locator("h1").text_content() == EVIL
     assert page.locator("img").count() == 0
+    assert page.locator(".legendtext").all_text_contents()[:2] == [EVIL, TAGGED]
 
 
 def first_cells(page):
