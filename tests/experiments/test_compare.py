@@ -47,6 +47,7 @@ def lines(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_study_ends_in_a_page_and_goes_on_where_it_stopped(lines, capsys, monkeypatch):
     assert main(["compare", "lines"]) == 0
     told = capsys.readouterr().out
@@ -92,6 +93,7 @@ def test_the_numbers_of_the_page_are_those_of_the_histories(lines):
     assert p_value(clipped, clipped) == 1
 
 
+@pytest.mark.slow
 def test_what_diverges_counts_as_worst(lines):
     outcomes = compare.compare(STUDY, arms(False), Compare(study="lines"), lines / "out", "")
     good = outcomes[2]

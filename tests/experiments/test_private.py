@@ -230,6 +230,7 @@ def test_the_seed_decides_and_every_epoch_draws_anew(equal):
     assert not equal(history.norm, later.norm)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_folder_that_tells_all(tiny_mnist, monkeypatch, capsys):
     monkeypatch.setattr(private, "noise_multiplier", lambda *target: 0.5)
     monkeypatch.setattr(private, "needed", lambda module: None)

@@ -10,6 +10,8 @@ from experiments import report
 from experiments.figures import Figure, Series
 from experiments.report import Column, Page, Table
 
+pytestmark = pytest.mark.slow
+
 EVIL = "</script><img src=x onerror=alert(1)>\u2028"
 TAGGED = "<b>a</b> & <i>"
 ARGUMENTS = [

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,7 @@ def apply(name, p, x):
     return x + p["v"][jnp.argmax(x, 0)][: x.shape[0]]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     st.lists(st.sampled_from(LAYERS), min_size=1, max_size=4),
