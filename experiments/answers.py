@@ -128,7 +128,7 @@ def compared(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
     settings = dict.fromkeys(outcome.arm.setting.name for outcome in outcomes)
     series = []
     for setting in settings:
-        here = [outcome for outcome in outcomes if outcome.arm.setting.name == setting]
+        here = [one for one in ranked(outcomes) if one.arm.setting.name == setting]
         series.append(
             interval(setting, np.array([outcome.arm.name for outcome in here]), here, "markers")
         )

@@ -69,7 +69,7 @@ class Page(NamedTuple):
 def keep(page: Page, folder: Path) -> Path:
     """Writes a page into a folder, as `page.json` and as all that is made of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(page), indent=1, allow_nan=False)
+    text = json.dumps(as_json(page), allow_nan=False)
     atomic.write_text(folder / "page.json", f"{text}\n")
     return write(from_json(json.loads(text)), folder)
 

@@ -27,7 +27,7 @@ def arms(full: bool) -> Sequence[Arm]:
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns the methods side by side, a figure a setting."""
     return [
-        compared(sorted(here, key=worth), f"best-{setting}", f"{setting}: each at its best")
+        compared(here, f"best-{setting}", f"{setting}: each at its best")
         for setting, here in by_setting(outcomes).items()
     ]
 
