@@ -53,7 +53,7 @@ bench: $(READY)
 # Maintainers only, with uv: every version and hash anew.
 lock:
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras \
-		--no-annotate --no-header --upgrade --extra experiments --extra docs --extra dev -o requirements.lock
+		--no-annotate --no-header --upgrade --extra experiments --extra privacy --extra docs --extra dev -o requirements.lock
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .ruff_cache
