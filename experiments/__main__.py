@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what is done is kept", file=sys.stderr)
+        print("stopped; --resume FOLDER continues a run, and a study its command", file=sys.stderr)
         return 130
     return 0
 

@@ -30,8 +30,8 @@ def test_help_explains_every_option(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {run}"),
-        (["run"], "Expected one of {mnist}"),
+        ([], "Expected one of {run, compare, pilot, report}"),
+        (["run"], "Expected one of {mnist, mnist-private}"),
         (["fly"], "Unrecognized options: fly"),
         (["run", "mist"], "Available subcommands: mnist"),
         ([*RUN, "--limt", "3"], "Perhaps you meant: --limit;"),

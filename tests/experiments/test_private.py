@@ -3,7 +3,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -288,20 +287,3 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BadInput, match=r"install 'jaxclip\[privacy\]'"):
         private.command(RunPrivate())
-
-
-@pytest.mark.slow
-def test_the_recipe_of_the_page_runs():
-    page = (Path(__file__).parents[2] / "docs" / "private.md").read_text()
-    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names = {
-        "loss": lambda w, x, y: jnp.square(w @ x - y),
-        "images": jnp.ones((60_000, 3)),
-        "labels": jnp.zeros(60_000),
-    }
-    exec(code, names)  # this page is ours
-    assert names["multiplier"] == pytest.approx(1.844, abs=0.01)
-    params = jnp.ones(3)
-    state = names["optimizer"].init(params)
-    moved, _ = jax.jit(names["step"])(params, state, jax.random.key(2))
-    assert jnp.all(jnp.isfinite(moved)) and not jnp.array_equal(moved, params)
