@@ -35,7 +35,7 @@ compare: $(READY)
 test: $(READY)
 	@$(RUN) -m pytest -n 2 --cov $(ARGS)
 
-# What the newest Python has to pass in CI: all but the slow end-to-end tests.
+# What the newest Python has to pass in CI: all but the slow tests.
 test-quick: $(READY)
 	@$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
 

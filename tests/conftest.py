@@ -10,29 +10,10 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-# Coverage makes Python half as slow again, and what these run the tests of the parts have run.
-NOT_TRACED = (
-    "tests/experiments/",
-    "tests/test_contract.py",
-    "tests/test_docs.py",
-    "tests/test_golden.py",
-    "tests/per_example/test_docs.py",
-    "tests/per_example/test_equality.py",
-    "tests/per_example/test_random_networks.py",
-)
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.nodeid.startswith(NOT_TRACED):
-            item.add_marker(pytest.mark.no_cover)
 
 
 class SharedWork(LoadScopeScheduling):

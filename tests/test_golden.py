@@ -15,6 +15,9 @@ import pytest
 import jaxclip
 from jaxclip import measures, shrinks, thresholds
 
+# What the references gave does not depend on the Python; the oldest one runs them.
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "golden"
 WORDS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 

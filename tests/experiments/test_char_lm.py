@@ -128,6 +128,7 @@ def test_bfloat16_is_for_the_blocks_and_not_for_the_parameters(params, windows, 
     assert loss != expected
 
 
+@pytest.mark.slow
 def test_a_clipped_training_learns_the_text(windows):
     config = Config(TASK, jaxclip.clip_by_global_norm, batch_size=16, epochs=6)
     fit = jax.jit(functools.partial(train.train, config))

@@ -132,6 +132,7 @@ def test_what_a_kill_leaves_at_the_very_start_is_no_hindrance(tmp_path):
     assert sweep.sweep(CONFIG, TRIALS, LINE, tmp_path).score.shape == (18, 2)
 
 
+@pytest.mark.slow
 def test_a_chunk_too_large_is_told_with_one_that_fits(tmp_path):
     shared, each = sweep.measured_memory(CONFIG, TRIALS, LINE)
     memory = 8 * (shared + 2 * each) + 4
@@ -142,6 +143,7 @@ def test_a_chunk_too_large_is_told_with_one_that_fits(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_chunk_is_predicted_within_a_quarter():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (sweep.AXIS,))
     config = Config(Mnist((16,)), jaxclip.clip_by_global_norm, epochs=1)

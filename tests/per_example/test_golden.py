@@ -13,6 +13,9 @@ from jaxclip import per_example
 
 from .helpers import FAST, distance
 
+# What the references gave does not depend on the Python; the oldest one runs them.
+pytestmark = pytest.mark.slow
+
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 OPACUS = json.loads((GOLDEN / "opacus.json").read_text())["cases"]
 FASTDP = json.loads((GOLDEN / "ghost_norm_fastdp.json").read_text())["cases"]
