@@ -12,6 +12,8 @@ from typing import Any
 
 from jax.extend import core
 
+from jaxclip.per_example.equations import scan_inputs
+
 # What XLA makes arrays for; all else works entry by entry, or only looks at an array differently.
 MADE = frozenset(
     {
@@ -72,7 +74,7 @@ def peak(jaxpr: core.Jaxpr, carried: int = 0) -> int:
     for index, (eqn, _) in enumerate(steps):
         new = [var for var in eqn.outvars if var in needed]
         size = sum(nbytes(var) for var in new)
-        rounds = eqn.params["num_carry"] if eqn.primitive.name == "scan" else 0
+        rounds = scan_inputs(eqn.params)[1] if eqn.primitive.name == "scan" else 0
         inside = max((peak(inner, rounds) for inner in inner_jaxprs(eqn)), default=0)
         most = max(most, live + size + inside)
         live += size
@@ -105,7 +107,7 @@ def in_place(jaxpr: core.Jaxpr, carried: int) -> set[core.Var]:
     found = set(variables(jaxpr.outvars[:carried])) - by_made
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan":
-            consts, count = eqn.params["num_consts"], eqn.params["num_carry"]
+            consts, count = scan_inputs(eqn.params)
             found |= set(variables(eqn.invars[consts : consts + count])) - by_made
     return found
 
