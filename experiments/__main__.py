@@ -12,10 +12,11 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
-from experiments.options import Command, Compare, Pilot, Report, RunMnist
+from experiments.options import Compare, Pilot, Report, RunMnist
 from experiments.private_options import RunPrivate
 
 PROGRAM = "python -m experiments"
+Command = RunMnist | RunPrivate | Compare | Pilot | Report
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def carry_out(options: Command | RunPrivate, arguments: Sequence[str]) -> None:
+def carry_out(options: Command, arguments: Sequence[str]) -> None:
     """Does what the options say."""
     command = shlex.join([*PROGRAM.split(), *arguments])
     # Imported after parsing, so that a typing mistake is told at once.
@@ -62,7 +63,7 @@ def carry_out(options: Command | RunPrivate, arguments: Sequence[str]) -> None:
             answers.command(options)
 
 
-def parse(arguments: Sequence[str], defaults: RunMnist) -> Command | RunPrivate:
+def parse(arguments: Sequence[str], defaults: RunMnist) -> Command:
     """Returns the options that the arguments give, or else the defaults."""
     told = io.StringIO()
     try:

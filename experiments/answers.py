@@ -140,9 +140,9 @@ def compared(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
 def against_knob(outcomes: Sequence[Outcome], name: str, title: str, x: str) -> Figure:
     """Returns the figure of accuracy against the tuned number, a line an arm."""
     series = []
-    for arm_name in dict.fromkeys(outcome.arm.name for outcome in outcomes):
-        here = [outcome for outcome in outcomes if outcome.arm.name == arm_name]
-        series.append(interval(arm_name, np.array([one.point["limit"] for one in here]), here))
+    for name_of_arm in dict.fromkeys(named(one, outcomes) for one in outcomes):
+        here = [one for one in outcomes if named(one, outcomes) == name_of_arm]
+        series.append(interval(name_of_arm, np.array([one.point["limit"] for one in here]), here))
     caption = "Mean of the seeds; the band is its 95 % interval."
     return Figure(name, title, x, "accuracy, %", series, log_x=True, caption=caption)
 
@@ -153,8 +153,14 @@ def over_epochs(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
     for outcome in outcomes:
         scores = 100 * np.asarray(outcome.history.score, np.float64)
         epochs = np.arange(1, scores.shape[1] + 1)
-        series.append(Series(outcome.arm.name, epochs, scores.mean(0)))
+        series.append(Series(named(outcome, outcomes), epochs, scores.mean(0)))
     return Figure(name, title, "epoch", "accuracy, %", series)
+
+
+def named(outcome: Outcome, outcomes: Sequence[Outcome]) -> str:
+    """Returns the name of an outcome's arm, with its setting where the outcomes have several."""
+    several = len({one.arm.setting.name for one in outcomes}) > 1
+    return outcome.arm.title if several else outcome.arm.name
 
 
 def over_time(outcome: Outcome) -> Figure:

@@ -236,9 +236,6 @@ class Report:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
 
 
-Command = RunMnist | Compare | Pilot | Report
-
-
 def flag(field: str) -> str:
     """Returns how a field is spelled on the command line."""
     return f"--{field.replace('_', '-')}"

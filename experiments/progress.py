@@ -29,21 +29,27 @@ def report(
             f"epoch {epoch}/{epochs}  {summary(history)}", flush=True
         )
         return
-    columns = (
-        rich.progress.TextColumn("epoch {task.completed}/{task.total}"),
-        rich.progress.BarColumn(bar_width=None),
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns, console=console) as bar:
+    with bar_of("epoch", console) as bar:
         task = bar.add_task("compiling", total=epochs, completed=done)
 
         def advance(epoch: int, history: History) -> None:
             bar.update(task, completed=epoch, description=summary(history), refresh=True)
 
         yield advance
+
+
+def bar_of(unit: str, console: rich.console.Console) -> rich.progress.Progress:
+    """Returns a bar that counts units, and tells the time that is left."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn(f"{unit} {{task.completed}}/{{task.total}}"),
+        rich.progress.BarColumn(bar_width=None),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=600,  # seconds; one step of either may take minutes
+    )
 
 
 def summary(history: History) -> str:
@@ -78,14 +84,6 @@ def trials(
 
         yield line
         return
-    columns = (
-        rich.progress.TextColumn("trainings {task.completed}/{task.total}"),
-        rich.progress.BarColumn(bar_width=None),
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns, console=console, speed_estimate_period=600) as bar:
+    with bar_of("trainings", console) as bar:
         task = bar.add_task("compiling", total=total)
         yield lambda name, more: bar.update(task, advance=more, description=name, refresh=True)

@@ -25,14 +25,12 @@ class Setting:
     Attributes:
         name: what it is called.
         task: what is learned.
-        norm: the power of ten nearest to the usual norm of its gradients; grids of limits are laid
-            around it.
+        norm: about the usual norm of its gradients; grids of limits are laid around it.
         optimizer: as in `Config`.
         learning_rate: the one that the studies use.
         batch_size: as in `Config`.
         epochs: as in `Config`.
-        rows: how many examples there are to learn from; None: all.
-        wrong_labels: the share of them whose label is drawn anew.
+        wrong_labels: the share of the training labels that are made wrong.
         corrupt: as in `Config`.
         disturb: as in `Config`.
     """
@@ -44,7 +42,6 @@ class Setting:
     learning_rate: float = 0.1
     batch_size: int = 100
     epochs: int = 2
-    rows: int | None = None
     wrong_labels: float = 0.0
     corrupt: Callable[[jax.Array, Batch], Batch] | None = None
     disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
@@ -61,7 +58,6 @@ class Setting:
         """Returns what there is to learn from; `folders` has the original files of data sets."""
         folder = folders.get(getattr(self.task, "dataset", ""))
         data = self.task.data(folder)
-        data = data._replace(train=jax.tree.map(lambda column: column[: self.rows], data.train))
         return stress.wrong_labels(data, self.wrong_labels) if self.wrong_labels else data
 
 
