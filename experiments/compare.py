@@ -32,8 +32,7 @@ def command(options: Compare, text: str) -> None:
         options: what the user typed.
         text: how it was typed, for the record.
     """
-    if options.coordinator is not None:
-        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+    processes.join(options.coordinator, options.processes, options.process)
     spread_over_cores()
     run.use(options.platform)
     study = studies.study(options.study)

@@ -4,12 +4,38 @@ The first one reads and writes the files; what it finds there, the others are to
 alone is the first one, and nothing is sent.
 """
 
+import re
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
+
+from experiments.errors import BadInput
+
+
+def join(coordinator: str | None, count: int, index: int) -> None:
+    """Joins this process to the others, if there are any.
+
+    Args:
+        coordinator: HOST:PORT of the first process, or None where this one is alone.
+        count: how many processes there are.
+        index: the number of this one.
+
+    Raises:
+        BadInput: these do not belong together.
+    """
+    if coordinator is None and (count, index) == (1, 0):
+        return
+    if coordinator is None or not re.fullmatch(r".+:\d+", coordinator):
+        raise BadInput(
+            f"--coordinator is {coordinator}: {count} processes need HOST:PORT of the first one, "
+            f"such as localhost:12345"
+        )
+    if not 0 <= index < count:
+        raise BadInput(f"--process is {index} of {count}: give a number from 0 to {count - 1}")
+    jax.distributed.initialize(coordinator, count, index)
 
 
 def is_first() -> bool:

@@ -13,7 +13,7 @@ from experiments.settings import SETTINGS, Setting
 from experiments.studies import knobs
 from experiments.study import Study, best, p_value, verdict
 from experiments.sweep import values
-from tests.experiments.test_sweep import LINE, Line
+from tests.experiments.line import LINE, Line
 
 SETTING = Setting("line", Line(), norm=1.0, batch_size=8)
 
@@ -111,6 +111,12 @@ def test_what_diverges_counts_as_worst(lines):
         (["compare", "schedulse"], "schedulse is no study; did you mean schedules?"),
         (["compare", "methods", "--settings", "mnits"], "did you mean mnist?"),
         (["compare", "schedules", "--chunk", "0"], "the chunk is 0"),
+        (["compare", "schedules", "--processes", "2"], "2 processes need HOST:PORT"),
+        (["compare", "schedules", "--coordinator", "nowhere"], "--coordinator is nowhere"),
+        (
+            ["compare", "schedules", "--coordinator", "a:1", "--processes", "2", "--process", "5"],
+            "--process is 5 of 2: give a number from 0 to 1",
+        ),
         (["pilot", "mnsit"], "mnsit is no task; did you mean mnist?"),
         (["pilot", "mnist", "--epochs", "0"], "--epochs is 0"),
         (["report", "nowhere"], "nowhere is the folder of no study and no run"),

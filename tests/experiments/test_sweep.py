@@ -1,7 +1,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,25 +11,8 @@ from experiments.data import Data, Images
 from experiments.errors import BadInput
 from experiments.memory import peak
 from experiments.tasks.mnist import Mnist
+from tests.experiments.line import LINE, Line
 
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """A line through points."""
-
-    def init(self, key):
-        return {"slope": jax.random.normal(key), "height": jnp.zeros(())}
-
-    def loss(self, params, batch):
-        x, y = batch
-        return jnp.mean((params["slope"] * x + params["height"] - y) ** 2)
-
-    def score(self, params, test):
-        return -self.loss(params, test)
-
-
-POINTS = np.linspace(-1, 1, 40, dtype=np.float32)
-LINE = Data(train=(POINTS, 2 * POINTS + 1), test=(POINTS, 2 * POINTS + 1))
 CONFIG = Config(Line(), jaxclip.clip_by_global_norm, batch_size=8, epochs=2)
 GRID = sweep.product(sweep.values("limit", 0.1, 1.0, 10.0), sweep.values("seed", *range(6)))
 TRIALS = sweep.stack(GRID)

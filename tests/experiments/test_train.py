@@ -12,6 +12,7 @@ import jaxclip
 from experiments import schedules, train
 from experiments.config import Config, Trial, trial
 from experiments.data import Data
+from tests.experiments.line import LINE, POINTS, Line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +30,7 @@ class Log:
         return params[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """A line through points: two parameters, and an error to be learned away."""
-
-    def init(self, key):
-        return {"slope": jax.random.normal(key), "height": jnp.zeros(())}
-
-    def loss(self, params, batch):
-        x, y = batch
-        return jnp.mean((params["slope"] * x + params["height"] - y) ** 2)
-
-    def score(self, params, test):
-        return -self.loss(params, test)
-
-
 NUMBERS = Data(train=np.arange(23, dtype=np.float32) * 1024, test=np.zeros(1, np.float32))
-POINTS = np.linspace(-1, 1, 40, dtype=np.float32)
-LINE = Data(train=(POINTS, 2 * POINTS + 1), test=(POINTS, 2 * POINTS + 1))
 LOGGED = Config(Log(), jaxclip.clip_by_global_norm, batch_size=1, epochs=3)
 FITTED = Config(Line(), jaxclip.clip_by_global_norm, batch_size=8, epochs=4)
 
