@@ -12,7 +12,7 @@ from experiments.errors import BadInput
 from experiments.figures import Figure, Mode, Series
 from experiments.options import Report
 from experiments.report import Column, Page, Table
-from experiments.study import Outcome, Study, best, worth
+from experiments.study import Outcome, Study, best, rank
 
 
 def page(study: Study, outcomes: Sequence[Outcome], details: Mapping[str, str]) -> Page:
@@ -78,7 +78,7 @@ def of_run(run: runs.Run) -> Page:
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Returns outcomes by setting, the best first."""
-    return sorted(outcomes, key=lambda one: (one.arm.setting.name, -worth(one)))
+    return sorted(outcomes, key=lambda one: (one.arm.setting.name, -rank(one.mean)))
 
 
 def table(name: str, title: str, outcomes: Sequence[Outcome]) -> Table:
@@ -88,9 +88,11 @@ def table(name: str, title: str, outcomes: Sequence[Outcome]) -> Table:
         Column("clip"),
         Column("tuned"),
         Column("value", "{:.4g}"),
+        Column("edge of its grid"),
         Column("learning rate", "{:.3g}"),
         Column("accuracy, %", "{:.2f}"),
         Column("± 95 %", "{:.2f}"),
+        Column("validation, %", "{:.2f}"),
         Column("last loss", "{:.4f}"),
         Column("steps clipped, %", "{:.1f}"),
         Column("seeds failed, %", "{:.0f}"),
@@ -105,6 +107,7 @@ def row(outcome: Outcome) -> list[str | float | int | None]:
     numbers = [
         100 * outcome.mean,
         100 * outcome.half_width,
+        100 * outcome.validation,
         outcome.last_loss,
         100 * outcome.clip_rate,
         100 * outcome.failed,
@@ -113,7 +116,9 @@ def row(outcome: Outcome) -> list[str | float | int | None]:
         arm.setting.name,
         arm.name,
         arm.knob,
-        *(finite(number) for number in (point["limit"], point["learning_rate"], *numbers)),
+        finite(point["limit"]),
+        "edge" if outcome.at_edge else None,
+        *(finite(number) for number in (point["learning_rate"], *numbers)),
         len(outcome.scores),
     ]
 

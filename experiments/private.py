@@ -41,7 +41,7 @@ from experiments.data import Data
 from experiments.errors import BadInput
 from experiments.private_options import RunPrivate
 from experiments.tasks.mnist_cnn import MnistCnn
-from experiments.train import History, State
+from experiments.train import History, State, scores
 
 OVERFLOW = 1e-3  # the share of delta that pays for batches without room
 LEAST_NOISE = 0.3  # below, accounting takes minutes, and hardly any noise is left to save
@@ -211,8 +211,8 @@ def epoch(plan: Plan, seed: jax.Array, data: Data, state: State) -> tuple[State,
     steps = jax.random.split(jax.random.fold_in(batches, state.epoch), plan.steps)
     (params, opt_state), series = jax.lax.scan(step, (state.params, state.opt_state), steps)
     loss, norm, limits, clipped = series
-    score = plan.task.score(params, data.test)
-    return State(params, opt_state, state.epoch + 1), History(loss, norm, limits, clipped, score)
+    history = History(loss, norm, limits, clipped, *scores(plan.task, params, data))
+    return State(params, opt_state, state.epoch + 1), history
 
 
 def command(options: RunPrivate, typed: str = "") -> dict[str, Any]:

@@ -10,12 +10,13 @@ import optax
 
 from experiments import stress
 from experiments.config import Batch, Config, Params, Task
-from experiments.data import Data
+from experiments.data import Data, hold_out
 from experiments.tasks.char_lm import CharLm
 from experiments.tasks.mnist import Mnist
 from experiments.tasks.temporal_order import TemporalOrder
 
 Folders = Mapping[str, Path]
+HELD_OUT = 0.1  # of the training examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,13 @@ class Setting:
         return Config(clip=clip, **{**shared, **changes})
 
     def data(self, folders: Folders) -> Data:
-        """Returns what there is to learn from; `folders` has the original files of data sets."""
+        """Returns what there is to learn from, with a tenth of it held out to choose by.
+
+        Args:
+            folders: the original files of data sets.
+        """
         folder = folders.get(getattr(self.task, "dataset", ""))
-        data = self.task.data(folder)
+        data = hold_out(self.task.data(folder), HELD_OUT)
         return stress.wrong_labels(data, self.wrong_labels) if self.wrong_labels else data
 
 

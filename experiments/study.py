@@ -7,7 +7,7 @@ as every other; an `Outcome` is what came of one of its points, for all seeds.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -19,6 +19,8 @@ from experiments.report import Table
 from experiments.settings import Setting
 from experiments.sweep import Grid
 from experiments.train import History
+
+LEVEL = 0.05  # the share of differences told that may be chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +61,24 @@ class Outcome(NamedTuple):
 
     @property
     def scores(self) -> np.ndarray:
-        """The score of every seed in the end; one that is not finite is nan."""
-        scores = np.asarray(self.history.score, np.float64)[:, -1]
-        return np.where(np.isfinite(scores), scores, np.nan)
+        """The score of every seed in the end, on the test data; one that is not finite is nan."""
+        return at_end(self.history.score)
 
     @property
     def mean(self) -> float:
         """The mean of the scores; nan where a seed has none."""
         return float(np.mean(self.scores))
+
+    @property
+    def validation(self) -> float:
+        """The mean of the scores on the validation data, by which the point is chosen."""
+        return float(np.mean(at_end(self.history.validation)))
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether its limit is the least or the largest of a grid of several."""
+        limits = {point["limit"] for point in self.arm.grid}
+        return len(limits) > 1 and self.point["limit"] in (min(limits), max(limits))
 
     @property
     def half_width(self) -> float:
@@ -115,18 +127,26 @@ class Study:
     seeds: int = 8
 
 
-def worth(outcome: Outcome) -> float:
-    """Returns what an outcome is chosen by: its mean, and less than anything where it has none."""
-    return -math.inf if math.isnan(outcome.mean) else outcome.mean
+def at_end(scores: Any) -> np.ndarray:
+    """Returns the last of the scores [seeds, epochs] of every seed; one not finite is nan."""
+    last = np.asarray(scores, np.float64)[:, -1]
+    return np.where(np.isfinite(last), last, np.nan)
 
 
-def best(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Returns the best outcome of every arm, in the order of the arms."""
+def rank(score: float) -> float:
+    """Returns what to order a score by: one that is not a number is less than any other."""
+    return -math.inf if math.isnan(score) else score
+
+
+def best(
+    outcomes: Sequence[Outcome],
+    by: Callable[[Outcome], float] = lambda outcome: outcome.validation,
+) -> list[Outcome]:
+    """Returns the best outcome of every arm on the validation data, in the order of the arms."""
     chosen: dict[str, Outcome] = {}
     for outcome in outcomes:
-        key = outcome.arm.title
-        if key not in chosen or worth(outcome) > worth(chosen[key]):
-            chosen[key] = outcome
+        if rank(by(outcome)) > rank(by(chosen.setdefault(outcome.arm.title, outcome))):
+            chosen[outcome.arm.title] = outcome
     return list(chosen.values())
 
 
@@ -136,17 +156,26 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     settings = dict.fromkeys(outcome.arm.setting.name for outcome in outcomes)
     for setting in settings:
         here = [one for one in best(outcomes) if one.arm.setting.name == setting]
-        here.sort(key=worth, reverse=True)
+        here.sort(key=lambda one: rank(one.mean), reverse=True)
         first, *others = here
-        alike = [one.arm.name for one in others if p_value(first, one) > 0.05]
+        told = zip(others, p_values(first, others), strict=True)
+        alike = [one.arm.name for one, p in told if p > LEVEL]
         worse = len(others) - len(alike)
         sentences.append(
             f"On {setting}, {first.arm.name} is best with {100 * first.mean:.2f} "
             f"± {100 * first.half_width:.2f} %; "
-            + (f"not told from it by a paired t-test at 5 %: {', '.join(alike)}; " if alike else "")
+            + (f"not told from it by paired t-tests: {', '.join(alike)}; " if alike else "")
             + f"{worse} of {len(others)} others are worse."
         )
     return " ".join(sentences)
+
+
+def p_values(first: Outcome, others: Sequence[Outcome]) -> np.ndarray:
+    """Returns the p-values that others have the mean of the first, after Benjamini & Hochberg.
+
+    Below `LEVEL`, no more than that share of the differences is expected to be chance.
+    """
+    return stats.false_discovery_control([p_value(first, one) for one in others])
 
 
 def p_value(one: Outcome, other: Outcome) -> float:

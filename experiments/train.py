@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxclip
-from experiments.config import Batch, Config, Limit, Params, Trial
+from experiments.config import Batch, Config, Limit, Params, Task, Trial
 from experiments.data import Data
 from experiments.schedules import schedule
 
@@ -32,7 +32,8 @@ class History(NamedTuple):
         norm: the norm that the clip measured. Of many blocks, the root mean square.
         limit: the limit that it was held to; nan where the clip tells no metrics.
         clipped: the share of the blocks that the clip shrank.
-        score: the task's score after the epoch, f32[] or f32[epochs].
+        score: the task's score after the epoch on the test data, f32[] or f32[epochs].
+        validation: the same on the validation data; nan where there is none.
     """
 
     loss: jax.Array
@@ -40,6 +41,7 @@ class History(NamedTuple):
     limit: jax.Array
     clipped: jax.Array
     score: jax.Array
+    validation: jax.Array
 
 
 def steps_per_epoch(config: Config, data: Data) -> int:
@@ -99,8 +101,15 @@ def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State
         step, (state.params, state.opt_state), (jnp.arange(steps), batches)
     )
     loss, norm, limits, clipped = series
-    score = config.task.score(params, data.test)
-    return State(params, opt_state, state.epoch + 1), History(loss, norm, limits, clipped, score)
+    history = History(loss, norm, limits, clipped, *scores(config.task, params, data))
+    return State(params, opt_state, state.epoch + 1), history
+
+
+def scores(task: Task, params: Params, data: Data) -> tuple[jax.Array, jax.Array]:
+    """Returns the scores f32[] on the test data and on the validation data, nan without any."""
+    if data.validation is None:
+        return task.score(params, data.test), jnp.full((), jnp.nan)
+    return task.score(params, data.test), task.score(params, data.validation)
 
 
 def value_and_grad(config: Config, limit: jax.Array, params: Params, batch: Batch) -> tuple:

@@ -11,7 +11,7 @@ from experiments.figures import Figure
 from experiments.report import Column, Table
 from experiments.settings import SETTINGS
 from experiments.studies.knobs import arm, without
-from experiments.study import Arm, Outcome, Study, best, verdict, worth
+from experiments.study import Arm, Outcome, Study, best, rank, verdict
 
 
 def arms(full: bool) -> Sequence[Arm]:
@@ -37,7 +37,7 @@ def ranks(outcomes: Sequence[Outcome]) -> Sequence[Table]:
     groups = by_setting(outcomes)
     ranked = {}
     for setting, here in groups.items():
-        places = stats.rankdata([-worth(one) for one in here])
+        places = stats.rankdata([-rank(one.mean) for one in here])
         ranked[setting] = {one.arm.name: place for one, place in zip(here, places, strict=True)}
     methods = dict.fromkeys(name for places in ranked.values() for name in places)
     rows = [

@@ -12,7 +12,7 @@ from experiments.studies.knobs import at, without
 from experiments.study import Arm, Outcome, Study, best, verdict
 from experiments.sweep import values
 
-LIMITS = (0.1, 0.3, 1.0, 3.0, 10.0)
+LIMITS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 def arms(full: bool) -> Sequence[Arm]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 import jaxclip
 from experiments.figures import Figure, Series
 from experiments.settings import SETTINGS
-from experiments.study import Arm, Outcome, Study
+from experiments.study import Arm, Outcome, Study, best
 from experiments.sweep import product, values
 from experiments.tasks.temporal_order import TemporalOrder
 
@@ -45,20 +46,17 @@ def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     for name in dict.fromkeys(outcome.arm.name for outcome in outcomes):
         here = [outcome for outcome in at_best(outcomes) if outcome.arm.name == name]
         lengths = np.array([length(outcome) for outcome in here])
-        series.append(Series(name, lengths, np.array([100 * solved(outcome) for outcome in here])))
-    caption = f"Solved: at least {100 * SOLVED:g} % of the held-out sequences are told right."
+        shares = np.array([100 * solved(outcome.history.score) for outcome in here])
+        series.append(Series(name, lengths, shares))
+    caption = f"Solved: at least {100 * SOLVED:g} % of the test sequences are told right."
     return [
         Figure("success", "Success", "length", "seeds that solve it, %", series, caption=caption)
     ]
 
 
 def at_best(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Returns the outcome of every arm that most seeds solve the problem in."""
-    chosen: dict[str, Outcome] = {}
-    for outcome in outcomes:
-        if solved(outcome) > solved(chosen.setdefault(outcome.arm.title, outcome)):
-            chosen[outcome.arm.title] = outcome
-    return list(chosen.values())
+    """Returns the outcome of every arm that most seeds solve the problem in, by validation."""
+    return best(outcomes, by=lambda outcome: solved(outcome.history.validation))
 
 
 def length(outcome: Outcome) -> int:
@@ -67,15 +65,15 @@ def length(outcome: Outcome) -> int:
     return outcome.arm.setting.task.length
 
 
-def solved(outcome: Outcome) -> float:
-    """Returns the share of the seeds that solved the problem in any epoch."""
-    return float(np.mean(np.max(np.nan_to_num(outcome.history.score), axis=1) >= SOLVED))
+def solved(scores: Any) -> float:
+    """Returns the share of seeds whose scores [seeds, epochs] solve the problem in any epoch."""
+    return float(np.mean(np.max(np.nan_to_num(scores), axis=1) >= SOLVED))
 
 
 def answer(outcomes: Sequence[Outcome]) -> str:
     """Returns the share of the seeds that solve each length."""
     return "Seeds that solve it: " + "; ".join(
-        f"{one.arm.title} {100 * solved(one):.0f} %" for one in at_best(outcomes)
+        f"{one.arm.title} {100 * solved(one.history.score):.0f} %" for one in at_best(outcomes)
     )
 
 

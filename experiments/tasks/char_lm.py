@@ -17,6 +17,7 @@ from flax import nnx
 
 from experiments.config import Params
 from experiments.data import Data
+from experiments.tasks.network import OfNetwork
 
 TESTED = 256  # windows of the last tenth of the text
 
@@ -70,7 +71,7 @@ class Gpt(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class CharLm:
+class CharLm(OfNetwork):
     """Cross-entropy of the next character, scored by the share of those that are told right.
 
     Attributes:
@@ -100,10 +101,6 @@ class CharLm:
             test=windows(rng, symbols[split:], TESTED, self.context + 1),
         )
 
-    def init(self, key: jax.Array) -> Params:
-        """Returns new parameters."""
-        return nnx.to_pure_dict(nnx.state(self.model(nnx.Rngs(key)), nnx.Param))
-
     def loss(self, params: Params, batch: jax.Array) -> jax.Array:
         """Returns the mean cross-entropy f32[] of the characters of a batch of windows."""
         logits, following = self.predicted(params, batch)
@@ -117,17 +114,12 @@ class CharLm:
     def predicted(self, params: Params, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of every character but the first, and those characters."""
         text = text.astype(jnp.int32)
-        return nnx.merge(self.graph, params)(text[:, :-1]), text[:, 1:]
+        return self.network(params)(text[:, :-1]), text[:, 1:]
 
     def model(self, rngs: nnx.Rngs) -> Gpt:
         """Returns the transformer with new parameters."""
         sizes = self.context, self.width, self.layers, self.heads
         return Gpt(len(alphabet()), *sizes, jnp.dtype(self.precision), rngs)
-
-    @functools.cached_property
-    def graph(self) -> nnx.GraphDef[Gpt]:
-        """The transformer without its parameters: tracing alone ever looks at it."""
-        return nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))))
 
 
 @functools.cache
@@ -151,6 +143,7 @@ def encoded() -> np.ndarray:
 
 
 def windows(rng: np.random.Generator, symbols: np.ndarray, count: int, length: int) -> np.ndarray:
-    """Returns `count` windows u8[count, length] from places drawn at random."""
-    starts = rng.integers(0, len(symbols) - length + 1, count)
+    """Returns `count` windows u8[count, length], from places drawn at random, in their order."""
+    # In their order, so that what is held out of them is another part of the text.
+    starts = np.sort(rng.integers(0, len(symbols) - length + 1, count))
     return np.lib.stride_tricks.sliding_window_view(symbols, length)[starts]

@@ -1,11 +1,9 @@
 """Handwritten digits (or clothes), by a multilayer perceptron."""
 
-import abc
 import dataclasses
-import functools
 import itertools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +13,10 @@ from flax import nnx
 from experiments import data
 from experiments.config import Params
 from experiments.data import Data, Images
+from experiments.tasks.network import OfNetwork
 
 PIXELS = 28 * 28
 CLASSES = 10
-Network = Any  # an nnx.Module that is called with images
 
 
 class Mlp(nnx.Module):
@@ -40,8 +38,8 @@ class Mlp(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pictures(abc.ABC):
-    """Softmax cross-entropy of a network, scored by its accuracy on the test images.
+class Pictures(OfNetwork):
+    """Softmax cross-entropy of a network of images f32[batch, 28, 28, 1], scored by its accuracy.
 
     Attributes:
         dataset: digits or clothes.
@@ -52,10 +50,6 @@ class Pictures(abc.ABC):
     def data(self, folder: Path | None = None) -> Data:
         """Returns the images; `folder` has the original files, if they are not the repository's."""
         return data.load(self.dataset, folder)
-
-    def init(self, key: jax.Array) -> Params:
-        """Returns new parameters."""
-        return nnx.to_pure_dict(nnx.state(self.model(nnx.Rngs(key))))
 
     def loss(self, params: Params, batch: Images) -> jax.Array:
         """Returns the mean cross-entropy f32[] of a batch."""
@@ -75,16 +69,7 @@ class Pictures(abc.ABC):
 
     def logits(self, params: Params, images: jax.Array) -> jax.Array:
         """Returns the logits f32[batch, classes] of the images u8[batch, 28, 28, 1]."""
-        return nnx.merge(self.graph, params)(images.astype(jnp.float32) / 255).astype(jnp.float32)
-
-    @abc.abstractmethod
-    def model(self, rngs: nnx.Rngs) -> Network:
-        """Returns the network with new parameters; it takes f32[batch, 28, 28, 1]."""
-
-    @functools.cached_property
-    def graph(self) -> nnx.GraphDef[Network]:
-        """The network without its parameters: tracing alone ever looks at it."""
-        return nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))))
+        return self.network(params)(images.astype(jnp.float32) / 255).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

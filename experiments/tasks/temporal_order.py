@@ -6,7 +6,6 @@ at the end. By Hochreiter & Schmidhuber (1997, task 6a); Pascanu et al. (2012) p
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from flax import nnx
 
 from experiments.config import Params
 from experiments.data import Data
+from experiments.tasks.network import OfNetwork
 
 SYMBOLS = 6  # A, B, and four distractors
 CLASSES = 4
@@ -52,7 +52,7 @@ class Rnn(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class TemporalOrder:
+class TemporalOrder(OfNetwork):
     """Softmax cross-entropy of the recurrent net, scored by its accuracy on held-out sequences.
 
     Attributes:
@@ -72,10 +72,6 @@ class TemporalOrder:
         rng = np.random.default_rng(self.length)
         return Data(train=draw(rng, self.sequences, self.length), test=draw(rng, 1000, self.length))
 
-    def init(self, key: jax.Array) -> Params:
-        """Returns new parameters."""
-        return nnx.to_pure_dict(nnx.state(self.model(nnx.Rngs(key))))
-
     def loss(self, params: Params, batch: Sequences) -> jax.Array:
         """Returns the mean cross-entropy f32[] of a batch."""
         classes = batch.classes.astype(jnp.int32)
@@ -89,16 +85,11 @@ class TemporalOrder:
 
     def logits(self, params: Params, symbols: jax.Array) -> jax.Array:
         """Returns the logits f32[batch, classes] of symbols u8[batch, length]."""
-        return nnx.merge(self.graph, params)(symbols.astype(jnp.int32))
+        return self.network(params)(symbols.astype(jnp.int32))
 
     def model(self, rngs: nnx.Rngs) -> Rnn:
         """Returns the net with new parameters."""
         return Rnn(self.units, self.radius, rngs)
-
-    @functools.cached_property
-    def graph(self) -> nnx.GraphDef[Rnn]:
-        """The net without its parameters: tracing alone ever looks at it."""
-        return nnx.graphdef(nnx.eval_shape(lambda: self.model(nnx.Rngs(0))))
 
 
 def draw(rng: np.random.Generator, count: int, length: int) -> Sequences:

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 import jaxclip
-from experiments import answers, atomic, compare, report, runs, studies, sweep
+from experiments import answers, atomic, compare, report, runs, studies, study, sweep
 from experiments.__main__ import main
 from experiments.errors import BadInput
 from experiments.options import Compare
 from experiments.settings import SETTINGS, Setting
 from experiments.studies import knobs
-from experiments.study import Study, best, p_value, verdict
+from experiments.study import Study, best, p_value, p_values, verdict
 from experiments.sweep import values
 from tests.experiments.line import LINE, Line
 
@@ -97,12 +97,36 @@ def test_the_numbers_of_the_page_are_those_of_the_histories(lines):
 def test_what_diverges_counts_as_worst(lines):
     outcomes = compare.compare(STUDY, arms(False), Compare(study="lines"), lines / "out", "")
     good = outcomes[2]
-    lost = good._replace(
-        history=good.history._replace(score=np.full_like(good.history.score, np.nan))
-    )
+    nothing = np.full_like(good.history.score, np.nan)
+    lost = good._replace(history=good.history._replace(score=nothing, validation=nothing))
     assert best([lost, good])[0].mean == good.mean
-    assert answers.row(lost)[5] is None
+    assert cell(lost, "accuracy, %") is None
     assert p_value(good, lost) == 0
+
+
+def cell(outcome, name):
+    table = answers.table("name", "title", [outcome])
+    return table.rows[0][[column.title for column in table.columns].index(name)]
+
+
+def test_a_point_is_chosen_by_what_was_held_out_and_told_by_the_test(lines):
+    outcomes = compare.compare(STUDY, arms(False), Compare(study="lines"), lines / "out", "")
+    one, other = outcomes[1:3]
+    like = np.ones_like(one.history.score)
+    one = one._replace(history=one.history._replace(score=0.5 * like, validation=0.8 * like))
+    other = other._replace(history=other.history._replace(score=0.6 * like, validation=0.7 * like))
+    assert best([other, one]) == [one]
+    told = cell(one, "accuracy, %"), cell(one, "validation, %")
+    np.testing.assert_allclose(told, (50, 80), rtol=1e-6)
+    assert [cell(point, "edge of its grid") for point in outcomes] == ["edge", None, "edge", None]
+
+
+def test_of_many_differences_fewer_count(lines, monkeypatch):
+    outcomes = compare.compare(STUDY, arms(False), Compare(study="lines"), lines / "out", "")
+    alone = iter([0.01, 0.04, 0.2, 0.6])
+    monkeypatch.setattr(study, "p_value", lambda one, other: next(alone))
+    # Benjamini & Hochberg: p times the number of tests over its rank.
+    np.testing.assert_allclose(p_values(outcomes[0], outcomes), [0.04, 0.08, 0.8 / 3, 0.6])
 
 
 @pytest.mark.parametrize(
@@ -162,9 +186,9 @@ def test_every_method_has_a_knob_of_five_values():
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("name", studies.NAMES)
 def test_the_arms_of_every_study_are_told_apart_and_can_be_tuned(name, full):
-    study = studies.study(name)
-    assert study.name == name
-    made = study.arms(full)
+    asked = studies.study(name)
+    assert asked.name == name
+    made = asked.arms(full)
     assert len({arm.slug for arm in made}) == len(made) > 1
     for arm in made:
         sweep.stack(arm.grid)

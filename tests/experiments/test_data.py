@@ -41,6 +41,16 @@ def prepared(monkeypatch, arrays):
     return calls
 
 
+def test_the_last_examples_are_held_out_and_the_test_stays():
+    numbers = np.arange(40)
+    whole = data.Data(data.Images(numbers, -numbers), test=np.zeros(3))
+    held = data.hold_out(whole, 0.1)
+    np.testing.assert_array_equal(held.train.images, numbers[:36])
+    np.testing.assert_array_equal(held.validation.images, numbers[36:])
+    np.testing.assert_array_equal(held.validation.labels, -numbers[36:])
+    assert held.test is whole.test
+
+
 def test_the_files_of_the_repository_are_the_published_ones():
     data.verify("mnist", REPOSITORY)
     sums = [line.split() for line in (REPOSITORY / "SHA256SUMS").read_text().splitlines()]

@@ -12,6 +12,7 @@ HISTORY = History(
     limit=np.array([3.0, 3.0]),
     clipped=np.array([0.0, 0.25]),
     score=np.float32(0.9125),
+    validation=np.float32(np.nan),
 )
 
 

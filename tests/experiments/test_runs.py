@@ -22,7 +22,9 @@ def run(tmp_path):
 
 def history(losses, score=0.5):
     column = jnp.array(losses, jnp.float32)
-    return History(column, 2 * column, jnp.ones_like(column), jnp.zeros_like(column), score)
+    return History(
+        column, 2 * column, jnp.ones_like(column), jnp.zeros_like(column), score, jnp.nan
+    )
 
 
 def state(epoch):

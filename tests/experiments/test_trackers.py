@@ -22,7 +22,9 @@ def curve(folder, name):
 
 def history(steps, score=0.5):
     column = np.arange(steps, dtype=np.float32)
-    return History(column, column + 1, np.full(steps, np.inf, np.float32), column > 1, score)
+    return History(
+        column, column + 1, np.full(steps, np.inf, np.float32), column > 1, score, np.nan
+    )
 
 
 class Recorder:

@@ -77,6 +77,15 @@ def test_the_clip_may_come_last():
     np.testing.assert_allclose(last.score[0], -23 * 0.6, rtol=1e-5)
 
 
+def test_what_is_held_out_has_a_score_of_its_own():
+    numbers = trial(learning_rate=0.3)
+    history = fit(FITTED, numbers, LINE._replace(validation=(POINTS, 3 * POINTS)))
+    other = fit(FITTED, numbers, LINE._replace(test=(POINTS, 3 * POINTS)))
+    np.testing.assert_array_equal(history.validation, other.score)
+    assert np.all(np.isnan(other.validation))
+    assert np.all(history.validation != history.score)
+
+
 def test_the_limit_follows_its_schedule():
     config = dataclasses.replace(LOGGED, schedule=schedules.linear)
     limits = fit(config, trial(limit=2.0, last_limit=1.0, by=2 / 3), NUMBERS).limit
