@@ -51,6 +51,9 @@ def spread_over_cores() -> None:
 
     Trainings are many small operations, which one device computes on one core.
     """
+    # By default XLA has a thread a device. In JAX 0.10 a batched QR, of an orthogonal
+    # initialization, waits for a second one: with all devices at it, forever.
+    os.environ.setdefault("NPROC", str(2 * (os.cpu_count() or 1)))
     with suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
 

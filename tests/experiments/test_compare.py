@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from experiments.study import Study, best, p_value, p_values, verdict
 from experiments.sweep import values
 from tests.experiments.line import LINE, Line
 
+ROOT = Path(__file__).parents[2]
 SETTING = Setting("line", Line(), norm=1.0, batch_size=8)
 
 
@@ -175,6 +180,42 @@ def test_a_second_process_is_refused(lines, capsys):
     with atomic.locked(lines / "there"):
         assert main(["compare", "lines", "--out", "there"]) == 2
     assert "another process is writing into there" in capsys.readouterr().err
+
+
+BATCHED_QR = """
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from experiments.compare import spread_over_cores
+
+spread_over_cores()
+def total(seed):
+    return jnp.linalg.qr(jax.random.normal(jax.random.key(seed), (50, 50)))[0].sum()
+
+devices = len(jax.devices())
+mesh = Mesh(jax.devices(), ("seeds",))
+seeds = PartitionSpec("seeds")
+totals = jax.jit(
+    jax.shard_map(jax.vmap(total), mesh=mesh, in_specs=seeds, out_specs=seeds, check_vma=False)
+)
+for start in range(200):
+    jax.block_until_ready(totals(start + jnp.arange(20 * devices)))
+print(devices)
+"""
+
+
+@pytest.mark.slow
+def test_every_core_is_a_device_and_none_waits_for_a_thread_of_the_others():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", BATCHED_QR],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,  # of seconds; it takes five
+    )
+    assert ended.stdout == f"{os.cpu_count()}\n", ended.stderr
 
 
 def test_every_method_has_a_knob_of_five_values():
