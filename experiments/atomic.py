@@ -11,7 +11,11 @@ from experiments.errors import BadInput
 
 
 def write(path: Path, write_into: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file under a temporary name and renames it, so that nobody meets half of it."""
+    """Writes a file under a temporary name and renames it, so that nobody meets half of it.
+
+    Raises:
+        BadInput: the disk is full, or the file cannot be written for another reason.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -19,6 +23,11 @@ def write(path: Path, write_into: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be written ({error.strerror or error}): what is finished is kept; make "
+            f"room, or see to what is in the way, and go on"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

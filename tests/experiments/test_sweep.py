@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import os
 
 import jax
 import numpy as np
@@ -107,6 +109,27 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(BadInput, match="something else"):
         sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "kept"
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_is_done(tmp_path, monkeypatch, equal):
+    whole = sweep.sweep(CONFIG, TRIALS, LINE, tmp_path / "whole", chunk=8)
+    kept = []
+
+    def full(folder):
+        if len(kept) == 2:  # what the sweep is, and its first chunk
+            raise OSError(errno.ENOSPC, "No space left on device")
+        kept.append(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(BadInput, match=r"trials-8.npz cannot be written \(No space left"):
+            sweep.sweep(CONFIG, TRIALS, LINE, tmp_path / "full", chunk=8)
+    done = []
+    rest = sweep.sweep(
+        CONFIG, TRIALS, LINE, tmp_path / "full", chunk=8, report=lambda *told: done.append(told)
+    )
+    assert done[0] == (8, 18)
+    assert equal(whole, rest)
 
 
 def test_what_a_kill_leaves_at_the_very_start_is_no_hindrance(tmp_path):
