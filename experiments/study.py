@@ -76,9 +76,12 @@ class Outcome(NamedTuple):
 
     @property
     def at_edge(self) -> bool:
-        """Whether its limit is the least or the largest of a grid of several."""
-        limits = {point["limit"] for point in self.arm.grid}
-        return len(limits) > 1 and self.point["limit"] in (min(limits), max(limits))
+        """Whether any of its numbers is the least or the largest of several in the grid."""
+        tried = {name: {point[name] for point in self.arm.grid} for name in self.point}
+        return any(
+            len(numbers) > 1 and self.point[name] in (min(numbers), max(numbers))
+            for name, numbers in tried.items()
+        )
 
     @property
     def half_width(self) -> float:

@@ -15,17 +15,18 @@ from experiments.sweep import product, values
 from experiments.tasks.temporal_order import TemporalOrder
 
 LENGTHS = (10, 20, 30, 50)
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 SOLVED = 0.99
 
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns SGD with and without a clip, by length of the sequences."""
-    return [arm for length in (LENGTHS if full else LENGTHS[:2]) for arm in of_length(length)]
+    lengths, rates = (LENGTHS, RATES) if full else (LENGTHS[:2], RATES[1:-1])
+    return [arm for length in lengths for arm in of_length(length, rates)]
 
 
-def of_length(length: int) -> list[Arm]:
-    """Returns SGD with and without a clip at one length."""
+def of_length(length: int, rates: Sequence[float]) -> list[Arm]:
+    """Returns SGD with and without a clip at one length, over learning rates."""
     setting = SETTINGS["temporal_order"]
     setting = dataclasses.replace(
         setting,
@@ -33,10 +34,10 @@ def of_length(length: int) -> list[Arm]:
         task=TemporalOrder(length),
     )
     clip = setting.config(jaxclip.clip_by_global_norm)
-    rates = values("learning_rate", *RATES)
+    grid = values("learning_rate", *rates)
     return [
-        Arm("clip_by_global_norm", setting, clip, product(rates, values("limit", setting.norm))),
-        Arm("no clip", setting, clip, product(rates, values("limit", jnp.inf))),
+        Arm("clip_by_global_norm", setting, clip, product(grid, values("limit", setting.norm))),
+        Arm("no clip", setting, clip, product(grid, values("limit", jnp.inf))),
     ]
 
 
