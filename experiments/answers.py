@@ -1,5 +1,6 @@
 """A study's outcomes as a page: tables, figures, and the sentence that answers its question."""
 
+import itertools
 import json
 import math
 import webbrowser
@@ -12,13 +13,16 @@ from experiments.errors import BadInput
 from experiments.figures import Figure, Mode, Series
 from experiments.options import Report
 from experiments.report import Column, Page, Table
-from experiments.study import Outcome, Study, best, rank
+from experiments.study import Outcome, Study, best, by_setting, rank
+
+STEP_BY_STEP = 6  # outcomes whose every step is drawn
 
 
 def page(study: Study, outcomes: Sequence[Outcome], details: Mapping[str, str]) -> Page:
     """Returns the page of a study."""
     chosen = best(outcomes)
-    figures = [*study.figures(outcomes), *(over_time(outcome) for outcome in ranked(chosen)[:6])]
+    shown = in_turn(ranked(chosen))[:STEP_BY_STEP]
+    figures = [*study.figures(outcomes), *(over_time(outcome) for outcome in shown)]
     return Page(
         title=study.name.replace("_", " "),
         question=study.question,
@@ -81,6 +85,12 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return sorted(outcomes, key=lambda one: (one.arm.setting.name, -rank(one.mean)))
 
 
+def in_turn(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Returns the first outcome of every setting, then the second of every setting, and so on."""
+    rounds = itertools.zip_longest(*by_setting(outcomes).values())
+    return [outcome for turn in rounds for outcome in turn if outcome is not None]
+
+
 def table(name: str, title: str, outcomes: Sequence[Outcome]) -> Table:
     """Returns outcomes as a table, a row each."""
     columns = [
@@ -116,7 +126,7 @@ def row(outcome: Outcome) -> list[str | float | int | None]:
         arm.setting.name,
         arm.name,
         arm.knob,
-        finite(point["limit"]),
+        finite(point["limit"]) if arm.knob else None,
         "edge" if outcome.at_edge else None,
         *(finite(number) for number in (point["learning_rate"], *numbers)),
         len(outcome.scores),
@@ -130,13 +140,10 @@ def finite(number: float) -> float | None:
 
 def compared(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
     """Returns the figure of mean accuracies with their 95 % intervals, a row an arm."""
-    settings = dict.fromkeys(outcome.arm.setting.name for outcome in outcomes)
-    series = []
-    for setting in settings:
-        here = [one for one in ranked(outcomes) if one.arm.setting.name == setting]
-        series.append(
-            interval(setting, np.array([outcome.arm.name for outcome in here]), here, "markers")
-        )
+    series = [
+        interval(setting, np.array([one.arm.name for one in here]), here, "markers")
+        for setting, here in by_setting(ranked(outcomes)).items()
+    ]
     return Figure(
         name, title, "", "accuracy, %", series, caption="Mean of the seeds, 95 % interval."
     )
@@ -171,9 +178,10 @@ def named(outcome: Outcome, outcomes: Sequence[Outcome]) -> str:
 def over_time(outcome: Outcome) -> Figure:
     """Returns the figure of norm and limit, step by step, of the first seed."""
     columns = (outcome.history.norm, outcome.history.limit, outcome.history.clipped)
-    title = f"{outcome.arm.title}, {outcome.arm.knob} {outcome.point['limit']:.4g}"
+    arm, limit = outcome.arm, outcome.point["limit"]
+    title = f"{arm.title}, {arm.knob} {limit:.4g}" if arm.knob else arm.title
     return norm_and_limit(
-        f"time-{outcome.arm.slug}",
+        f"time-{arm.slug}",
         f"Norm and limit: {title}",
         *(np.asarray(column, np.float64)[0].ravel() for column in columns),
     )

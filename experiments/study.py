@@ -32,7 +32,8 @@ class Arm:
         setting: what is learned, and under which circumstances.
         config: the setting's training with the clip of this arm.
         grid: the points to choose the best of; every seed runs at every point.
-        knob: what the method calls the number that is `limit` in the grid.
+        knob: what the method calls the number that is `limit` in the grid; empty where the grid
+            has nothing to tune in the method.
     """
 
     name: str
@@ -153,14 +154,19 @@ def best(
     return list(chosen.values())
 
 
+def by_setting(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Returns the outcomes of every setting, in their order."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.arm.setting.name, []).append(outcome)
+    return groups
+
+
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Returns, setting by setting, the best arm and those that it cannot be told from."""
     sentences = []
-    settings = dict.fromkeys(outcome.arm.setting.name for outcome in outcomes)
-    for setting in settings:
-        here = [one for one in best(outcomes) if one.arm.setting.name == setting]
-        here.sort(key=lambda one: rank(one.mean), reverse=True)
-        first, *others = here
+    for setting, here in by_setting(best(outcomes)).items():
+        first, *others = sorted(here, key=lambda one: rank(one.mean), reverse=True)
         told = zip(others, p_values(first, others), strict=True)
         alike = [one.arm.name for one, p in told if p > LEVEL]
         worse = len(others) - len(alike)

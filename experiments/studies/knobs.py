@@ -76,7 +76,7 @@ def arm(method: str, setting: Setting) -> Arm:
 def without(setting: Setting) -> Arm:
     """Returns the setting with no clip but its metrics, in a grid of the one point there is."""
     config = setting.config(lambda limit: jaxclip.clip_by_global_norm(jnp.inf))
-    return Arm("no clip", setting, config, at(setting, values("limit", float("inf"))))
+    return Arm("no clip", setting, config, at(setting, values("limit", float("inf"))), knob="")
 
 
 def at(setting: Setting, grid: Sequence[Any]) -> Sequence[Any]:

@@ -11,7 +11,7 @@ from experiments.figures import Figure
 from experiments.report import Column, Table
 from experiments.settings import SETTINGS
 from experiments.studies.knobs import arm, without
-from experiments.study import Arm, Outcome, Study, best, rank, verdict
+from experiments.study import Arm, Outcome, Study, best, by_setting, rank, verdict
 
 
 def arms(full: bool) -> Sequence[Arm]:
@@ -28,13 +28,13 @@ def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns the methods side by side, a figure a setting."""
     return [
         compared(here, f"best-{setting}", f"{setting}: each at its best")
-        for setting, here in by_setting(outcomes).items()
+        for setting, here in by_setting(best(outcomes)).items()
     ]
 
 
 def ranks(outcomes: Sequence[Outcome]) -> Sequence[Table]:
     """Returns the rank of every method on every setting, and its mean; 1 is best."""
-    groups = by_setting(outcomes)
+    groups = by_setting(best(outcomes))
     ranked = {}
     for setting, here in groups.items():
         places = stats.rankdata([-rank(one.mean) for one in here])
@@ -48,14 +48,6 @@ def ranks(outcomes: Sequence[Outcome]) -> Sequence[Table]:
     columns = [Column("clip"), Column("mean rank", "{:.2f}")]
     columns += [Column(setting, "{:.1f}") for setting in groups]
     return [Table("ranks", "Ranks by accuracy", columns, sorted(rows, key=lambda row: row[1]))]
-
-
-def by_setting(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """Returns the best outcome of every arm, by setting."""
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in best(outcomes):
-        groups.setdefault(outcome.arm.setting.name, []).append(outcome)
-    return groups
 
 
 STUDY = Study(

@@ -9,7 +9,7 @@ from experiments.answers import against_knob, compared, over_epochs
 from experiments.figures import Figure
 from experiments.settings import SETTINGS, Setting
 from experiments.studies.knobs import at, without
-from experiments.study import Arm, Outcome, Study, best, verdict
+from experiments.study import Arm, Outcome, Study, best, by_setting, verdict
 from experiments.sweep import values
 
 LIMITS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -37,9 +37,8 @@ def of_setting(setting: Setting) -> list[Arm]:
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns the three ways at their best, setting by setting, and against the limit."""
     made = [compared(best(outcomes), "best", "Each at its best limit")]
-    for setting in dict.fromkeys(one.arm.setting.name for one in outcomes):
-        here = [one for one in outcomes if one.arm.setting.name == setting]
-        limited = [one for one in here if one.arm.name != "no clip"]
+    for setting, here in by_setting(outcomes).items():
+        limited = [one for one in here if one.arm.knob]
         made += [
             against_knob(limited, f"limits-{setting}", f"{setting}: against the limit", "limit"),
             over_epochs(best(here), f"epochs-{setting}", f"{setting}: the way there"),

@@ -54,7 +54,7 @@ def along(
 
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns the best of every arm, how it got there, and how much the limit matters."""
-    limits = [one for one in outcomes if one.arm.knob == "limit" and one.arm.name != "no clip"]
+    limits = [one for one in outcomes if one.arm.knob == "limit"]
     return [
         compared(best(outcomes), "best", "Each schedule at its best limit"),
         over_epochs(best(outcomes), "epochs", "The way there"),

@@ -14,7 +14,7 @@ from experiments import stress
 from experiments.answers import compared
 from experiments.figures import Figure, Series
 from experiments.settings import SETTINGS, Setting
-from experiments.study import Arm, Outcome, Study, best, verdict
+from experiments.study import Arm, Outcome, Study, best, by_setting, verdict
 
 EVERY = 200
 FACTOR = 1000.0
@@ -24,13 +24,15 @@ Clip = Callable[[Any], optax.GradientTransformation]
 CLIPS: dict[str, Clip] = {
     "no clip": lambda limit: jaxclip.clip_by_global_norm(jnp.inf),
     "clip_by_global_norm": lambda limit: jaxclip.clip_by_global_norm(limit, nonfinite="zero"),
-    "clip_by_value": lambda limit: jaxclip.clip_by_value(0.01 * limit, nonfinite="zero"),
+    "clip_by_value": lambda limit: jaxclip.clip_by_value(limit, nonfinite="zero"),
     "autoclip": lambda limit: jaxclip.autoclip(50.0, nonfinite="zero"),
     "clip_by_quantile": lambda limit: jaxclip.clip_by_quantile(nonfinite="zero"),
     "zclip": lambda limit: jaxclip.zclip(max_norm=None, nonfinite="zero"),
     "clip_by_history": lambda limit: jaxclip.clip_by_history(nonfinite="zero"),
     "drop_spikes": lambda limit: jaxclip.drop_spikes(nonfinite="zero"),
 }
+# Of the usual norm, the limit of those that have one; all others have their defaults.
+SHARES = {"clip_by_global_norm": 1.0, "clip_by_value": 0.01}
 SKIPS = {
     "skip_nonfinite": jaxclip.skip_nonfinite,
     "skip_on_spike": jaxclip.skip_on_spike,
@@ -56,7 +58,8 @@ def arms(full: bool) -> Sequence[Arm]:
 
 def clipped(setting: Setting, name: str, clip: Clip) -> Arm:
     """Returns the arm of a clip."""
-    return Arm(name, setting, setting.config(clip), only(setting))
+    grid = only(setting, SHARES.get(name, 1.0))
+    return Arm(name, setting, setting.config(clip), grid, "limit" if name in SHARES else "")
 
 
 def skipped(setting: Setting, name: str) -> Arm:
@@ -66,22 +69,19 @@ def skipped(setting: Setting, name: str) -> Arm:
         return SKIPS[name](setting.optimizer(learning_rate))
 
     config = setting.config(lambda limit: jaxclip.clip_by_global_norm(jnp.inf), optimizer=optimizer)
-    return Arm(name, setting, config, only(setting))
+    return Arm(name, setting, config, only(setting), knob="")
 
 
-def only(setting: Setting) -> Sequence[dict[str, float]]:
-    """Returns the grid of one point: the limit is the usual norm."""
-    return [{"limit": setting.norm, "learning_rate": setting.learning_rate}]
+def only(setting: Setting, share: float = 1.0) -> Sequence[dict[str, float]]:
+    """Returns the grid of one point, whose limit is a share of the usual norm."""
+    return [{"limit": share * setting.norm, "learning_rate": setting.learning_rate}]
 
 
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns how the loss comes back after a spike, a figure a setting."""
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        groups.setdefault(outcome.arm.setting.name, []).append(outcome)
     return [
         figure
-        for setting, here in groups.items()
+        for setting, here in by_setting(outcomes).items()
         for figure in (
             Figure(
                 f"recovery-{setting}",

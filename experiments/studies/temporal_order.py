@@ -37,7 +37,7 @@ def of_length(length: int, rates: Sequence[float]) -> list[Arm]:
     grid = values("learning_rate", *rates)
     return [
         Arm("clip_by_global_norm", setting, clip, product(grid, values("limit", setting.norm))),
-        Arm("no clip", setting, clip, product(grid, values("limit", jnp.inf))),
+        Arm("no clip", setting, clip, product(grid, values("limit", jnp.inf)), knob=""),
     ]
 
 

@@ -126,6 +126,15 @@ def test_a_point_is_chosen_by_what_was_held_out_and_told_by_the_test(lines):
     assert [cell(point, "edge of its grid") for point in outcomes] == ["edge", None, "edge", None]
 
 
+def test_every_setting_has_its_turn(lines):
+    one, two, three, other = compare.compare(
+        STUDY, arms(False), Compare(study="lines"), lines / "out", ""
+    )
+    elsewhere = dataclasses.replace(other.arm, setting=dataclasses.replace(SETTING, name="z"))
+    other = other._replace(arm=elsewhere)
+    assert answers.in_turn([one, two, three, other]) == [one, other, two, three]
+
+
 def test_of_many_differences_fewer_count(lines, monkeypatch):
     outcomes = compare.compare(STUDY, arms(False), Compare(study="lines"), lines / "out", "")
     alone = iter([0.01, 0.04, 0.2, 0.6])
@@ -234,7 +243,7 @@ def test_the_arms_of_every_study_are_told_apart_and_can_be_tuned(name, full):
     for arm in made:
         sweep.stack(arm.grid)
         assert hash(arm.setting)
-    tuned = {len(arm.grid) for arm in made if arm.name != "no clip"}
+    tuned = {len(arm.grid) for arm in made if arm.knob}
     assert len(tuned) == 1, "every arm has the same budget"
 
 
