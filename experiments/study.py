@@ -146,7 +146,7 @@ def best(
     outcomes: Sequence[Outcome],
     by: Callable[[Outcome], float] = lambda outcome: outcome.validation,
 ) -> list[Outcome]:
-    """Returns the best outcome of every arm on the validation data, in the order of the arms."""
+    """Returns the best outcome of every arm, by default on the validation data, in their order."""
     chosen: dict[str, Outcome] = {}
     for outcome in outcomes:
         if rank(by(outcome)) > rank(by(chosen.setdefault(outcome.arm.title, outcome))):

@@ -15,13 +15,13 @@ from experiments.sweep import product, values
 from experiments.tasks.temporal_order import TemporalOrder
 
 LENGTHS = (10, 20, 30, 50)
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SOLVED = 0.99
 
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns SGD with and without a clip, by length of the sequences."""
-    lengths, rates = (LENGTHS, RATES) if full else (LENGTHS[:2], RATES[2:])
+    lengths, rates = (LENGTHS, RATES) if full else (LENGTHS[:2], RATES[2:5])
     return [arm for length in lengths for arm in of_length(length, rates)]
 
 
