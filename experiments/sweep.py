@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -185,12 +186,22 @@ def keep(file: Path, history: History) -> None:
 
 
 def read(file: Path, shapes: History, count: int) -> History:
-    """Reads the histories of a chunk of `count` trials; only the first process has the file."""
+    """Reads the histories of a chunk of `count` trials; only the first process has the file.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
     if not processes.is_first():
         nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
         return processes.told_by_first(nothing)
-    with np.load(file) as arrays:
-        return processes.told_by_first(History(**{name: arrays[name] for name in History._fields}))
+    try:
+        with np.load(file) as arrays:
+            kept = History(**{name: arrays[name] for name in History._fields})
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise BadInput(
+            f"{file} is damaged ({error}): delete it, and what was in it is trained again"
+        ) from error
+    return processes.told_by_first(kept)
 
 
 def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: int) -> None:

@@ -132,6 +132,16 @@ def test_a_disk_that_fills_up_loses_nothing_that_is_done(tmp_path, monkeypatch, 
     assert equal(whole, rest)
 
 
+@pytest.mark.parametrize("content", [b"", b"broken", b"PK\x03\x04 cut"])
+def test_a_damaged_chunk_is_told_and_trained_again_once_it_is_deleted(tmp_path, equal, content):
+    whole = sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8)
+    (tmp_path / "trials-8.npz").write_bytes(content)
+    with pytest.raises(BadInput, match=r"trials-8.npz is damaged \(.*: delete it"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8)
+    (tmp_path / "trials-8.npz").unlink()
+    assert equal(whole, sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8))
+
+
 def test_what_a_kill_leaves_at_the_very_start_is_no_hindrance(tmp_path):
     (tmp_path / "sweep.json.7.part").write_text("{")
     assert sweep.sweep(CONFIG, TRIALS, LINE, tmp_path).score.shape == (18, 2)
