@@ -195,7 +195,7 @@ def read(file: Path, shapes: History, count: int) -> History:
         nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
         return processes.told_by_first(nothing)
     try:
-        with np.load(file) as arrays:
+        with file.open("rb") as opened, np.load(opened) as arrays:
             kept = History(**{name: arrays[name] for name in History._fields})
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BadInput(
