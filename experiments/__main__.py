@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import tyro
 from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
@@ -22,12 +21,13 @@ Command = RunMnist | RunPrivate | Compare | Pilot | Report
 def main(arguments: Sequence[str]) -> int:
     """Runs a command, and returns the exit status: 2 where the user has something to put right."""
     try:
-        carry_out(parse(arguments, RunMnist()), arguments)
+        carry_out(parse(arguments), arguments)
     except (BadInput, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; --resume FOLDER continues a run, and a study its command", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        again = str(stop) or shlex.join([sys.executable, *PROGRAM.split()[1:], *arguments])
+        print(f"stopped; to continue: {again}", file=sys.stderr)
         return 130
     return 0
 
@@ -37,18 +37,15 @@ def carry_out(options: Command, arguments: Sequence[str]) -> None:
     command = shlex.join([*PROGRAM.split(), *arguments])
     # Imported after parsing, so that a typing mistake is told at once.
     match options:
-        case RunMnist():
-            from experiments import run
+        case RunMnist() | RunPrivate():
+            from experiments import private, run
 
             if options.resume is not None:
-                resumed = parse(arguments, run.resumed(options))
-                assert isinstance(resumed, RunMnist)
-                options = resumed
-            run.run(options, command)
-        case RunPrivate():
-            from experiments import private
-
-            private.command(options, command)
+                options = parse(arguments, run.resumed(options))
+            if isinstance(options, RunMnist):
+                run.run(options, command)
+            elif isinstance(options, RunPrivate):
+                private.command(options, command)
         case Compare():
             from experiments import compare
 
@@ -63,25 +60,24 @@ def carry_out(options: Command, arguments: Sequence[str]) -> None:
             answers.command(options)
 
 
-def parse(arguments: Sequence[str], defaults: RunMnist) -> Command:
+def parse(arguments: Sequence[str], *defaults: RunMnist | RunPrivate) -> Command:
     """Returns the options that the arguments give, or else the defaults."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return commands(defaults).cli(
-                prog=PROGRAM, args=arguments, config=[tyro.conf.FlagCreatePairsOff]
-            )
+            return commands(*defaults).cli(prog=PROGRAM, args=arguments)
     except SystemExit as exit:
         if not exit.code:
             raise
         raise BadInput(unboxed(told.getvalue())) from exit
 
 
-def commands(mnist: RunMnist) -> SubcommandApp:
+def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
     """Returns every command with its options, and the defaults of those."""
+    fields = {type(options): vars(options) for options in defaults}
     run = SubcommandApp()
-    run.command(name="mnist")(functools.partial(RunMnist, **vars(mnist)))
-    run.command(name="mnist-private")(RunPrivate)
+    for name, options in {"mnist": RunMnist, "mnist-private": RunPrivate}.items():
+        run.command(name=name)(functools.partial(options, **fields.get(options, {})))
     app = SubcommandApp()
     app.command(run, name="run", help="Train one model on a task.")
     app.command(name="compare")(Compare)

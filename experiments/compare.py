@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from experiments import answers, processes, progress, report, run, runs, studies
-from experiments.claims import claimed
+from experiments import answers, files, processes, progress, report, run, studies
 from experiments.data import Data
 from experiments.errors import BadInput
 from experiments.options import Compare
@@ -78,11 +77,11 @@ def compare(
         "study": study.name,
         "full": options.full,
         "settings": list(dict.fromkeys(arm.setting.name for arm in arms)),
-        "versions": runs.versions(),
+        "versions": files.versions(),
     }
     seeds = range(study.seeds if options.full else QUICK_SEEDS)
     load = functools.cache(lambda setting: setting.data(options.folders))
-    claim = claimed(folder / "study.json", wanted)
+    claim = files.claimed(folder / "study.json", wanted)
     with claim if processes.is_first() else nullcontext():
         outcomes = train_all(arms, seeds, folder, load, options.chunk)
         if processes.is_first():

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import atomic
+from experiments import files
 from experiments.runs import Metrics
 
 
@@ -40,7 +40,7 @@ def draw(metrics: Metrics, title: str, path: Path) -> None:
     for axes, corner in ((loss, "upper right"), (norm, "lower left"), (score, "lower right")):
         axes.grid(alpha=0.3)
         axes.legend(loc=corner)  # to look for the best place takes as long as to draw all of it
-    atomic.write(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    files.write(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def logarithmic(axes: Any, values: np.ndarray) -> None:

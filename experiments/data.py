@@ -12,7 +12,6 @@ import os
 import socket
 import tempfile
 import urllib.request
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 import jax
 import numpy as np
 
-from experiments import atomic
+from experiments import files
 from experiments.errors import BadInput
 
 if TYPE_CHECKING:
@@ -52,6 +51,13 @@ CHECKSUMS: Mapping[str, Mapping[str, str]] = {
         TEST_IMAGES: "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
         TEST_LABELS: "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     },
+}
+
+
+# Of the prepared arrays, by `files.fingerprint`.
+PREPARED: Mapping[str, str] = {
+    "mnist": "9c3039ac62b8f8b191529b0ff8188c0e1827e883666cfb50db204f23e2df7075",
+    "fashion_mnist": "20abaee8e19d63ca22625cb5aff5fa542fc626f6709823d260ddb87c46cd3ba7",
 }
 
 
@@ -111,14 +117,14 @@ def load(
         folder = default
     if folder is not None:
         verify(dataset, folder)
-    kept = cache / f"{dataset}.npz"
-    arrays = read_arrays(kept)
+    path = cache / f"{dataset}.npz"
+    arrays = kept_arrays(dataset, path, tell)
     if arrays is None:
         if folder is None:
             require_network(dataset)
-        tell(f"Preparing {dataset} with TFDS, once: about half a minute.")
-        arrays = prepare(dataset, folder, cache)
-        atomic.write(kept, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        with files.new_folder(cache, "name another one by JAXCLIP_CACHE", wait=True):
+            # Another process may have prepared them meanwhile.
+            arrays = kept_arrays(dataset, path) or prepared(dataset, folder, cache, tell)
     return Data(
         train=Images(arrays["train_images"], arrays["train_labels"]),
         test=Images(arrays["test_images"], arrays["test_labels"]),
@@ -143,13 +149,51 @@ def verify(dataset: str, folder: Path) -> None:
             )
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays kept at `path`, or None when there is no readable file."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+def kept_arrays(
+    dataset: str, path: Path, tell: Callable[[str], object] = lambda line: None
+) -> dict[str, np.ndarray] | None:
+    """Returns the arrays kept at `path`, or None where they are missing or not the prepared ones.
+
+    Args:
+        dataset: the data set that they are of.
+        path: an `.npz` file.
+        tell: receives the reason why they are prepared again.
+    """
+    if not path.exists():
         return None
+    try:
+        arrays = files.read_arrays(path, "it is made anew")
+        with files.readable(path, "it is made anew"):
+            check_prepared(dataset, arrays)
+    except BadInput as error:
+        tell(str(error))
+        return None
+    return arrays
+
+
+def check_prepared(dataset: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises `ValueError` where arrays are not those that the original files give."""
+    found = files.fingerprint(dict(arrays))
+    if found != PREPARED[dataset]:
+        raise ValueError(f"expected arrays of SHA-256 {PREPARED[dataset]}, found {found}")
+
+
+def prepared(
+    dataset: str, folder: Path | None, cache: Path, tell: Callable[[str], object]
+) -> dict[str, np.ndarray]:
+    """Prepares a data set in a folder that this process has locked, and keeps its arrays."""
+    files.remove_parts(cache)
+    tell(f"Preparing {dataset} with TFDS, once: about half a minute.")
+    arrays = prepare(dataset, folder, cache)
+    try:
+        check_prepared(dataset, arrays)
+    except ValueError as error:
+        raise BadInput(
+            f"TFDS prepared another {dataset} than this version knows ({error}): install the "
+            f"versions of requirements.lock"
+        ) from error
+    files.write_arrays(cache / f"{dataset}.npz", arrays)
+    return arrays
 
 
 def prepare(dataset: str, folder: Path | None, cache: Path) -> dict[str, np.ndarray]:
@@ -174,7 +218,8 @@ def prepare(dataset: str, folder: Path | None, cache: Path) -> dict[str, np.ndar
 
     tfds.disable_progress_bar()
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+    # The name is that of a part, which is removed after a kill.
+    with tempfile.TemporaryDirectory(dir=cache, suffix=f".{os.getpid()}.part") as scratch:
         builder = WithoutTensorFlow(data_dir=scratch, file_format="array_record")
         files = tfds.download.DownloadConfig(manual_dir=folder and os.fspath(folder))
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints

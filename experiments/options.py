@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,6 +100,11 @@ class RunMnist:
             batch_size=self.batch_size,
             epochs=self.epochs,
         )
+
+    def check(self) -> None:
+        """Raises `BadInput` for values that no training can have."""
+        self.config()
+        self.trial()
 
     def trial(self) -> Trial:
         """Returns the numbers of the training."""
@@ -234,6 +241,26 @@ class Report:
     folder: tyro.conf.Positional[Path]
     open: bool = False
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+
+
+def continuation(options: Any, task: str, folder: Path) -> str:
+    """Returns the command that continues the run in `folder`.
+
+    Args:
+        options: those that it was started with; the folder has all but the places.
+        task: the name of its command.
+        folder: the folder of the run.
+    """
+    places = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.name in PLACES and getattr(options, field.name) != field.default
+    }
+    words = [sys.executable, "-m", "experiments", "run", task]
+    for name, value in {**places, "out": None, "resume": folder}.items():
+        if value is not None:
+            words += [flag(name)] if value is True else [flag(name), str(value)]
+    return shlex.join(words)
 
 
 def flag(field: str) -> str:

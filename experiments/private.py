@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,13 @@ import optax
 from scipy import stats
 
 import jaxclip
-from experiments import curves, progress, run, runs
+from experiments import curves, files, progress, run, runs
 from experiments.config import Batch, Params, Task
 from experiments.data import Data
 from experiments.errors import BadInput
 from experiments.private_options import RunPrivate
 from experiments.tasks.mnist_cnn import MnistCnn
-from experiments.train import History, State, scores
+from experiments.train import History, State, keys, scores
 
 OVERFLOW = 1e-3  # the share of delta that pays for batches without room
 LEAST_NOISE = 0.3  # below, accounting takes minutes, and hardly any noise is left to save
@@ -84,11 +84,7 @@ class Plan:
 
 def plan(options: RunPrivate, examples: int) -> Plan:
     """Returns the training that the options mean on so many examples."""
-    if options.batch_size > examples:
-        raise BadInput(
-            f"--batch-size is {options.batch_size}, and there are {examples} examples: give "
-            f"{examples} or less"
-        )
+    run.check_batch_size(options.batch_size, examples)
     probability = options.batch_size / examples
     steps = round(1 / probability)
     total = options.epochs * steps
@@ -173,24 +169,18 @@ def optimizer(plan: Plan, key: jax.Array) -> optax.GradientTransformation:
     )
 
 
-def keys(seed: jax.Array) -> jax.Array:
-    """Returns the keys of the first parameters, of the batches and of the noise."""
-    return jax.random.split(jax.random.key(seed), 3)
-
-
 def init(plan: Plan, seed: jax.Array) -> State:
     """Returns the state before the first epoch."""
-    first, _, noise = keys(seed)
-    params = plan.task.init(first)
-    return State(params, optimizer(plan, noise).init(params), jnp.zeros((), jnp.int32))
+    params = plan.task.init(keys(seed).params)
+    opt_state = optimizer(plan, keys(seed).noise).init(params)
+    return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
 def epoch(plan: Plan, seed: jax.Array, data: Data, state: State) -> tuple[State, History]:
     """Returns the state after one more epoch, and what happened in it."""
     data = jax.tree.map(jnp.asarray, data)
     examples = len(jax.tree.leaves(data.train)[0])
-    _, batches, noise = keys(seed)
-    update = optimizer(plan, noise).update
+    update = optimizer(plan, keys(seed).noise).update
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, tuple]:
         params, opt_state = carry
@@ -208,18 +198,42 @@ def epoch(plan: Plan, seed: jax.Array, data: Data, state: State) -> tuple[State,
             clipped,
         )
 
-    steps = jax.random.split(jax.random.fold_in(batches, state.epoch), plan.steps)
+    steps = jax.random.split(jax.random.fold_in(keys(seed).batches, state.epoch), plan.steps)
     (params, opt_state), series = jax.lax.scan(step, (state.params, state.opt_state), steps)
     loss, norm, limits, clipped = series
     history = History(loss, norm, limits, clipped, *scores(plan.task, params, data))
     return State(params, opt_state, state.epoch + 1), history
 
 
-def command(options: RunPrivate, typed: str = "") -> dict[str, Any]:
+class Result(TypedDict):
+    """What `result.json` says.
+
+    Attributes:
+        clip_rate: the share of the steps in which any example was clipped.
+        examples_clipped: the mean share of the examples of a batch that were clipped.
+        libraries: the versions of the packages that made the noise and the accounting.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    sampling_probability: float
+    room: int
+    steps: int
+    accuracy: float
+    clip_rate: float
+    examples_clipped: float
+    seconds: float
+    accounting_seconds: float
+    libraries: dict[str, str]
+    parameters_sha256: str
+
+
+def command(options: RunPrivate, typed: str = "") -> Result:
     """Trains as the options say, and returns what `result.json` says.
 
     Args:
-        options: what the user typed.
+        options: what the user typed; of a run that is resumed, the options that it has.
         typed: how it was typed, for the record.
     """
     options.check()
@@ -227,6 +241,21 @@ def command(options: RunPrivate, typed: str = "") -> dict[str, Any]:
         needed(module)
     run.use(options.platform)
     examples = MnistCnn().data(options.mnist_dir)
+    run.check_batch_size(options.batch_size, len(examples.train.labels))
+    with run.opened(options, title(options), typed) as folder:
+        result = folder.result(Result) or fit(options, examples, folder)
+    print(conclusion(result))
+    print(f"Kept in {folder.folder}")
+    return result
+
+
+def title(options: RunPrivate) -> str:
+    """Returns the name of a run."""
+    return f"mnist-private epsilon {options.epsilon:g}"
+
+
+def fit(options: RunPrivate, examples: Data, folder: runs.Run) -> Result:
+    """Trains what is left to train, and writes everything into the folder."""
     start = time.perf_counter()
     wanted = plan(options, len(examples.train.labels))
     accounting = time.perf_counter() - start
@@ -234,56 +263,51 @@ def command(options: RunPrivate, typed: str = "") -> dict[str, Any]:
         f"(epsilon {options.epsilon:g}, delta {options.delta:g}) takes noise of "
         f"{wanted.multiplier:.3f} limits in each of {wanted.epochs * wanted.steps} steps."
     )
-    title = f"mnist-private epsilon {options.epsilon:g}"
-    folder = runs.create(options.out, title, {**options.spelled_out(), "command": typed})
-    with folder.lock():
-        result = fit(wanted, options, examples, folder, title, accounting)
-    print(conclusion(result))
-    print(f"Kept in {folder.folder}")
-    return result
-
-
-def fit(
-    plan: Plan, options: RunPrivate, examples: Data, folder: runs.Run, title: str, accounting: float
-) -> dict[str, Any]:
-    """Trains, and writes everything into the folder."""
-    start = time.perf_counter()
+    libraries = {name: metadata.version(name) for name in ("jax-privacy", "dp-accounting")}
+    origin = {**run.made_by(folder, examples), "libraries": libraries}
     examples = jax.device_put(examples)
     seed = jnp.asarray(options.seed, jnp.int32)
-    state = jax.jit(init, static_argnums=0)(plan, seed)
-    advance = jax.jit(epoch, static_argnums=0)
-    with progress.report(plan.epochs) as report:
-        for number in range(1, plan.epochs + 1):
-            state, history = advance(plan, seed, examples, state)
+    start_state, advance = (jax.jit(function, static_argnums=0) for function in (init, epoch))
+    state = folder.restore(jax.eval_shape(start_state, wanted, seed), origin, wanted.epochs)
+    if state is None:
+        state = start_state(wanted, seed)
+    done = int(state.epoch)
+    folder.cut(done * wanted.steps)
+    folder.begin()
+    with progress.report(wanted.epochs, done, share=progress.examples_clipped) as report:
+        for number in range(done + 1, wanted.epochs + 1):
+            state, history = advance(wanted, seed, examples, state)
             history = jax.device_get(history)
             folder.append(number, history)
+            folder.save(state, origin)
             report(number, history)
     metrics = folder.metrics()
-    curves.draw(metrics, title, folder.folder / "curves.png")
-    result = {
+    curves.draw(metrics, title(options), folder.folder / "curves.png")
+    result: Result = {
         "epsilon": options.epsilon,
         "delta": options.delta,
-        "noise_multiplier": plan.multiplier,
-        "sampling_probability": plan.probability,
-        "room": plan.room,
-        "steps": plan.epochs * plan.steps,
+        "noise_multiplier": wanted.multiplier,
+        "sampling_probability": wanted.probability,
+        "room": wanted.room,
+        "steps": wanted.epochs * wanted.steps,
         "accuracy": float(metrics.score[-1]),
-        "clip_rate": float(np.mean(metrics.clipped)),
-        "seconds": round(time.perf_counter() - start, 3),
+        "clip_rate": float(np.mean(metrics.clipped > 0)),
+        "examples_clipped": float(np.mean(metrics.clipped)),
+        "seconds": round(time.perf_counter() - start - accounting, 3),
         "accounting_seconds": round(accounting, 3),
-        "jax-privacy": metadata.version("jax-privacy"),
-        "dp-accounting": metadata.version("dp-accounting"),
-        "parameters_sha256": runs.fingerprint(state.params),
+        "libraries": libraries,
+        "parameters_sha256": files.fingerprint(state.params),
     }
-    return folder.finish(result)
+    folder.finish(result)
+    return folder.result(Result)
 
 
-def conclusion(result: dict[str, Any]) -> str:
+def conclusion(result: Result) -> str:
     """Returns the line that a run ends with."""
     return (
         f"Accuracy: {100 * result['accuracy']:.2f} %  at epsilon {result['epsilon']:g}, "
-        f"delta {result['delta']:g}  (noise multiplier {result['noise_multiplier']:.3f}, clip rate "
-        f"{100 * result['clip_rate']:.1f} %)"
+        f"delta {result['delta']:g}  (noise multiplier {result['noise_multiplier']:.3f}, "
+        f"examples clipped {100 * result['examples_clipped']:.1f} %)"
     )
 
 

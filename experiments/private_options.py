@@ -29,6 +29,8 @@ class RunPrivate:
         platform: Where to compute. By default where JAX likes best.
         mnist_dir: The folder with the four original files of MNIST, if not the repository's own.
         out: The folder of this run, which has to be new. By default runs/DATE-TASK.
+        resume: Continue the run in this folder, with its options. It ends as if it had never
+            stopped.
     """
 
     epsilon: float = 2.0
@@ -43,6 +45,7 @@ class RunPrivate:
     ] = None
     mnist_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
 
     def check(self) -> None:
         """Raises `BadInput` for what means no training."""

@@ -10,11 +10,25 @@ import rich.progress
 from experiments.train import History
 
 Report = Callable[[int, History], None]
+Share = Callable[[np.ndarray], str]
+
+
+def clip_rate(clipped: np.ndarray) -> str:
+    """Returns the share of the steps in which any block was clipped."""
+    return f"clip rate {100 * np.mean(clipped > 0):.1f} %"
+
+
+def examples_clipped(clipped: np.ndarray) -> str:
+    """Returns the mean share of the examples of a batch that were clipped."""
+    return f"examples clipped {100 * np.mean(clipped):.1f} %"
 
 
 @contextlib.contextmanager
 def report(
-    epochs: int, done: int = 0, console: rich.console.Console | None = None
+    epochs: int,
+    done: int = 0,
+    console: rich.console.Console | None = None,
+    share: Share = clip_rate,
 ) -> Iterator[Report]:
     """Gives the function to call after every epoch, with its number and its history.
 
@@ -22,18 +36,19 @@ def report(
         epochs: how many there are.
         done: how many of them an earlier process has done.
         console: where to; by default the standard output.
+        share: what a line says of the shares f32[steps] that were clipped.
     """
     console = console or rich.console.Console()
     if not console.is_terminal:
         yield lambda epoch, history: print(
-            f"epoch {epoch}/{epochs}  {summary(history)}", flush=True
+            f"epoch {epoch}/{epochs}  {summary(history, share)}", flush=True
         )
         return
     with bar_of("epoch", console) as bar:
         task = bar.add_task("compiling", total=epochs, completed=done)
 
         def advance(epoch: int, history: History) -> None:
-            bar.update(task, completed=epoch, description=summary(history), refresh=True)
+            bar.update(task, completed=epoch, description=summary(history, share), refresh=True)
 
         yield advance
 
@@ -52,14 +67,13 @@ def bar_of(unit: str, console: rich.console.Console) -> rich.progress.Progress:
     )
 
 
-def summary(history: History) -> str:
+def summary(history: History, share: Share = clip_rate) -> str:
     """Returns one epoch in a line."""
     norms = np.asarray(history.norm)
-    clipped = np.mean(np.asarray(history.clipped) > 0)
     return (
         f"loss {np.mean(np.asarray(history.loss)):.4f}  "
         f"accuracy {100 * float(history.score):.2f} %  "
-        f"norm {np.median(norms):.3g}  clipped {100 * clipped:.1f} %"
+        f"norm {np.median(norms):.3g}  {share(np.asarray(history.clipped))}"
     )
 
 

@@ -9,25 +9,25 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments import atomic, figures, runs
-from experiments.errors import BadInput
+from experiments import figures, files
 from experiments.figures import Figure, Series
 
 PARTS = Path(__file__).parent / "page"
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run begins so
 NOT_FINITE = ("inf", "-inf", "nan")
 Cell = str | float | int | None
+Format = Literal["{}", "{:d}", "{:.0f}", "{:.1f}", "{:.2f}", "{:.3g}", "{:.4f}", "{:.4g}"]
 
 
 class Column(NamedTuple):
     """A column of a table: its title, with the unit, and the format of its numbers."""
 
     title: str
-    format: str = "{}"
+    format: Format = "{}"
 
 
 class Table(NamedTuple):
@@ -70,17 +70,36 @@ def keep(page: Page, folder: Path) -> Path:
     """Writes a page into a folder, as `page.json` and as all that is made of it."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(as_json(page), allow_nan=False)
-    atomic.write_text(folder / "page.json", f"{text}\n")
+    files.write_text(folder / "page.json", f"{text}\n")
     return write(from_json(json.loads(text)), folder)
 
 
 def load(folder: Path) -> Page:
     """Returns the page that a folder holds."""
-    path = folder / "page.json"
-    try:
-        return from_json(runs.read_json(path))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is not a page of this version ({error}): make it anew") from error
+    path, remedy = folder / "page.json", "make it anew, by the command of its study"
+    values = files.read_json(path, Page, remedy)
+    with files.readable(path, remedy):
+        page = from_json(values)
+        check(page)
+        return page
+
+
+def check(page: Page) -> None:
+    """Raises `ValueError` where the parts of a page do not fit together."""
+    for parts in (page.tables, page.figures):
+        names = [files.slug(part.name) for part in parts]
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError(f"the names {', '.join(names)} are not those of different files")
+    for table in page.tables:
+        for row in table.rows:
+            shown(table, row)
+    for figure in page.figures:
+        for one in figure.series:
+            columns = [column for column in (one.y, one.low, one.high) if column is not None]
+            if any(column.dtype.kind not in "iuf" for column in columns):
+                raise ValueError(f"the series {one.name} of {figure.name} is not of numbers")
+            if any(len(column) != len(one.x) for column in columns):
+                raise ValueError(f"the columns of {one.name} of {figure.name} differ in length")
 
 
 def write(page: Page, folder: Path) -> Path:
@@ -92,14 +111,14 @@ def write(page: Page, folder: Path) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for figure in page.figures:
         for format in ("png", "svg"):
-            path = folder / "figures" / f"{runs.slug(figure.name)}.{format}"
-            atomic.write(path, lambda file, f=figure, kind=format: figures.save(f, file, kind))
+            path = folder / "figures" / f"{files.slug(figure.name)}.{format}"
+            files.write(path, lambda file, f=figure, kind=format: figures.save(f, file, kind))
     for table in page.tables:
-        name = runs.slug(table.name)
-        atomic.write_text(folder / "tables" / f"{name}.csv", as_csv(table))
-        atomic.write_text(folder / "tables" / f"{name}.md", as_markdown(table))
+        name = files.slug(table.name)
+        files.write_text(folder / "tables" / f"{name}.csv", as_csv(table))
+        files.write_text(folder / "tables" / f"{name}.md", as_markdown(table))
     path = folder / "report.html"
-    atomic.write_text(path, as_html(page))
+    files.write_text(path, as_html(page))
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments import runs
+from experiments import files
 from experiments.config import Config
 from experiments.figures import Figure
 from experiments.report import Table
@@ -50,7 +50,7 @@ class Arm:
     @property
     def slug(self) -> str:
         """Its title as a file name."""
-        return runs.slug(self.title)
+        return files.slug(self.title)
 
 
 class Outcome(NamedTuple):

@@ -6,10 +6,8 @@ numbers. `product`, `chain` and `zipped` make larger grids of smaller ones.
 
 import functools
 import hashlib
-import io
 import itertools
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import atomic, claims, processes, runs, train
+from experiments import files, processes, train
 from experiments.config import Config, Trial, trial
 from experiments.data import Data
 from experiments.errors import BadInput
@@ -103,7 +101,7 @@ def sweep(
     shared = processes.placed(data, NamedSharding(mesh, PartitionSpec()))
     lowered = many(config, mesh).lower(pick(trials, 0, size, mesh), shared)
     wanted = identity(lowered.as_text(), trials, data, size)
-    claim = claims.claimed(folder / "sweep.json", wanted)
+    claim = files.claimed(folder / "sweep.json", wanted)
     with claim if processes.is_first() else nullcontext():
         return in_chunks(lowered, trials, shared, folder, size, mesh, report)
 
@@ -120,24 +118,30 @@ def in_chunks(
     """Returns the histories of all trials, of which those in the folder need no computing."""
     total = len(trials.seed)
     starts = range(0, total, size)
-    files = [folder / f"trials-{start}.npz" for start in starts]
-    there = processes.told_by_first(np.array([file.exists() for file in files]))
+    paths = [folder / f"trials-{start}.npz" for start in starts]
+    there = processes.told_by_first(np.array([path.exists() for path in paths]))
     counts = [min(size, total - start) for start in starts]
     done = sum(itertools.compress(counts, there))
     report(done, total)
+    chunks = list(zip(starts, paths, counts, strict=True))
+    # All that is kept is read before anything is trained: a damaged file is reported at once.
+    parts = {
+        start: read(path, lowered.out_info, count)
+        for (start, path, count), kept in zip(chunks, there, strict=True)
+        if kept
+    }
     compiled = None if all(there) else lowered.compile()
-    parts = []
-    for start, file, count, kept in zip(starts, files, counts, there, strict=True):
-        if compiled is None or kept:
-            parts.append(read(file, lowered.out_info, count))
+    for start, path, count in chunks:
+        if compiled is None or start in parts:
             continue
         history = processes.gathered(compiled(pick(trials, start, size, mesh), data))
-        parts.append(jax.tree.map(lambda leaf, count=count: leaf[:count], history))
+        parts[start] = jax.tree.map(lambda leaf, count=count: leaf[:count], history)
         if processes.is_first():
-            keep(file, parts[-1])
+            files.write_arrays(path, parts[start]._asdict())
         done += count
         report(done, total)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    ordered = [parts[start] for start in starts]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *ordered)
 
 
 def many(config: Config, mesh: Mesh) -> Any:
@@ -170,19 +174,12 @@ def identity(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, A
     """Returns all that the bits of a sweep depend on."""
     return {
         "program_sha256": hashlib.sha256(program.encode()).hexdigest(),
-        "trials_sha256": runs.fingerprint(trials),
-        "data_sha256": runs.fingerprint(data),
+        "trials_sha256": files.fingerprint(trials),
+        "data_sha256": files.fingerprint(data),
         "chunk": chunk,
         "devices": len(jax.devices()),
-        "versions": runs.versions(),
+        "versions": files.versions(),
     }
-
-
-def keep(file: Path, history: History) -> None:
-    """Writes the histories of a chunk, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **history._asdict())
-    atomic.write(file, lambda target: target.write(buffer.getvalue()))
 
 
 def read(file: Path, shapes: History, count: int) -> History:
@@ -194,14 +191,13 @@ def read(file: Path, shapes: History, count: int) -> History:
     if not processes.is_first():
         nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
         return processes.told_by_first(nothing)
-    try:
-        with file.open("rb") as opened, np.load(opened) as arrays:
-            kept = History(**{name: arrays[name] for name in History._fields})
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BadInput(
-            f"{file} is damaged ({error}): delete it, and what was in it is trained again"
-        ) from error
-    return processes.told_by_first(kept)
+    remedy = "delete it, and its trainings are repeated"
+    arrays: Any = files.read_arrays(file, remedy)
+    with files.readable(file, remedy):
+        files.check_arrays(arrays, {
+            name: ((count, *kept.shape[1:]), kept.dtype) for name, kept in shapes._asdict().items()
+        })  # fmt: skip
+    return processes.told_by_first(History(**arrays))
 
 
 def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: int) -> None:

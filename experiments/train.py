@@ -13,7 +13,24 @@ import optax
 import jaxclip
 from experiments.config import Batch, Config, Limit, Params, Task, Trial
 from experiments.data import Data
+from experiments.errors import BadInput
 from experiments.schedules import schedule
+
+CLIP = "clip"  # the name of the clip under study, among those in the optimizer's state
+
+
+class Keys(NamedTuple):
+    """The keys of a training, one for each purpose."""
+
+    params: jax.Array
+    batches: jax.Array
+    noise: jax.Array
+    disturbance: jax.Array
+
+
+def keys(seed: jax.Array) -> Keys:
+    """Returns the keys that a seed i32[] gives; none of them can be made of another."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
 class State(NamedTuple):
@@ -65,7 +82,7 @@ def optimizer(config: Config, trial: Trial, steps: int) -> optax.GradientTransfo
 
 def init(config: Config, trial: Trial, data: Data) -> State:
     """Returns the state before the first epoch."""
-    params = config.task.init(jax.random.key(trial.seed))
+    params = config.task.init(keys(trial.seed).params)
     steps = config.epochs * steps_per_epoch(config, data)
     opt_state = optimizer(config, trial, steps).init(params)
     return State(params, opt_state, jnp.zeros((), jnp.int32))
@@ -77,8 +94,11 @@ def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State
     steps = steps_per_epoch(config, data)
     update = optimizer(config, trial, config.epochs * steps).update
     limits = limit(config, trial, config.epochs * steps)
-    # From the seed and the epoch alone: whoever resumes finds the same order.
-    key = jax.random.fold_in(jax.random.key(trial.seed), state.epoch + 1)
+    # From the seed and the epoch alone: a resumed training finds the same order.
+    shuffle, disturbance = (
+        jax.random.fold_in(key, state.epoch)
+        for key in (keys(trial.seed).batches, keys(trial.seed).disturbance)
+    )
 
     def step(carry: tuple, place: tuple[jax.Array, jax.Array]) -> tuple[tuple, tuple]:
         params, opt_state = carry
@@ -90,12 +110,12 @@ def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State
         now = jnp.asarray(limits(count)) if callable(limits) else limits
         loss, gradient, examples = value_and_grad(config, now, params, batch)
         if config.disturb is not None:
-            gradient = config.disturb(count, jax.random.fold_in(key, index), gradient)
+            gradient = config.disturb(count, jax.random.fold_in(disturbance, index), gradient)
         updates, opt_state = update(gradient, opt_state, params, value=loss)
         params = optax.apply_updates(params, updates)
         return (params, opt_state), (loss, *(examples or seen(gradient, opt_state)))
 
-    order = jax.random.permutation(key, len(jax.tree.leaves(data.train)[0]))
+    order = jax.random.permutation(shuffle, len(jax.tree.leaves(data.train)[0]))
     batches = order[: steps * config.batch_size].reshape(steps, config.batch_size)
     (params, opt_state), series = jax.lax.scan(
         step, (state.params, state.opt_state), (jnp.arange(steps), batches)
@@ -126,10 +146,29 @@ def value_and_grad(config: Config, limit: jax.Array, params: Params, batch: Batc
 
 
 def seen(gradient: Any, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns norm, limit and share clipped, as the first clip in the optimizer's state tells."""
-    for metrics in jaxclip.metrics(opt_state).values():
-        return metrics.norm, metrics.limit, metrics.clipped
-    return jaxclip.global_norm(gradient), jnp.full((), jnp.nan), jnp.zeros(())
+    """Returns norm, limit and share clipped, from the metrics of the clip under study."""
+    metrics = studied(opt_state)
+    if metrics is None:
+        return jaxclip.global_norm(gradient), jnp.full((), jnp.nan), jnp.zeros(())
+    return metrics.norm, metrics.limit, metrics.clipped
+
+
+def studied(opt_state: optax.OptState) -> jaxclip.ClipMetrics | None:
+    """Returns the metrics of the clip under study: of the one named `clip`, or of the only one.
+
+    Raises:
+        BadInput: there are several, and none has that name.
+    """
+    found = jaxclip.metrics(opt_state)
+    if CLIP in found or not found:
+        return found.get(CLIP)
+    if len(found) > 1:
+        raise BadInput(
+            f"the optimizer's state has the metrics of {', '.join(found)}, and none is named "
+            f"{CLIP}: give the clip under study this name, by name="
+        )
+    [only] = found.values()
+    return only
 
 
 def train(config: Config, trial: Trial, data: Data) -> History:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxclip
-from experiments import answers, atomic, compare, report, runs, studies, study, sweep
+from experiments import answers, compare, files, report, studies, study, sweep
 from experiments.__main__ import main
 from experiments.errors import BadInput
 from experiments.options import Compare
@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(tiny_mnist, capsys, arguments, message):
 def test_a_folder_of_another_study_or_version_is_refused(lines, capsys):
     folder = lines / "there"
     folder.mkdir()
-    wanted = {"study": "lines", "full": True, "settings": ["line"], "versions": runs.versions()}
+    wanted = {"study": "lines", "full": True, "settings": ["line"], "versions": files.versions()}
     (folder / "study.json").write_text(json.dumps(wanted))
     assert main(["compare", "lines", "--out", "there"]) == 2
     assert "full True there, False here" in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_a_folder_of_another_study_or_version_is_refused(lines, capsys):
 
 def test_a_second_process_is_refused(lines, capsys):
     (lines / "there").mkdir()
-    with atomic.locked(lines / "there"):
+    with files.locked(lines / "there"):
         assert main(["compare", "lines", "--out", "there"]) == 2
     assert "another process is writing into there" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ import socket
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments import data, files
 from experiments.errors import BadInput
 
 REPOSITORY = data.IN_REPOSITORY["mnist"]
@@ -38,6 +38,7 @@ def prepared(monkeypatch, arrays):
         return arrays
 
     monkeypatch.setattr(data, "prepare", prepare)
+    monkeypatch.setitem(data.PREPARED, "mnist", files.fingerprint(arrays))
     return calls
 
 
@@ -114,6 +115,51 @@ def test_a_damaged_cache_is_prepared_anew(prepared, tmp_path, damage):
     kept.write_bytes(damage(kept.read_bytes()))
     data.load("mnist", cache=tmp_path, tell=list)
     assert len(prepared) == 2
+
+
+def changed(name, change):
+    return lambda arrays: {**arrays, name: change(arrays[name])}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        changed("train_labels", lambda labels: labels[::-1]),
+        changed("train_images", np.zeros_like),
+        changed("train_images", lambda images: images[:100]),
+        changed("train_images", lambda images: images.astype(np.int16)),
+        changed("test_images", lambda images: images.reshape(-1, 784)),
+        lambda arrays: {name: arrays[name] for name in arrays if name != "test_labels"},
+        lambda arrays: {**arrays, "more": arrays["test_labels"]},
+        lambda arrays: {},
+    ],
+)
+def test_arrays_that_are_not_the_prepared_ones_are_prepared_anew(
+    prepared, arrays, tiny, tmp_path, damage
+):
+    told = []
+    files.write_arrays(tmp_path / "mnist.npz", damage(arrays))
+    loaded = data.load("mnist", cache=tmp_path, tell=told.append)
+    assert len(prepared) == 1
+    np.testing.assert_array_equal(loaded.train.labels, tiny.train.labels)
+    assert "mnist.npz is damaged (expected arrays of SHA-256" in told[0]
+    data.load("mnist", cache=tmp_path)
+    assert len(prepared) == 1
+
+
+def test_tfds_that_prepares_other_arrays_is_not_believed(prepared, monkeypatch, tmp_path):
+    monkeypatch.setitem(data.PREPARED, "mnist", "0" * 64)
+    with pytest.raises(BadInput, match=r"TFDS prepared another mnist .* requirements.lock"):
+        data.load("mnist", cache=tmp_path, tell=list)
+    assert not (tmp_path / "mnist.npz").exists()
+
+
+def test_parts_of_a_killed_preparation_are_removed_and_nothing_else(prepared, tmp_path):
+    (tmp_path / "mnist.npz.123.part").write_bytes(b"half")
+    (tmp_path / "x.124.part").mkdir()
+    (tmp_path / "film.part").write_text("kept")
+    data.load("mnist", cache=tmp_path, tell=list)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "film.part", "mnist.npz"}
 
 
 def test_without_files_and_network_it_is_told_at_once(monkeypatch, tmp_path):

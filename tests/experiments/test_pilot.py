@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ def test_a_pilot_tells_the_norms_of_the_training_without_its_clip():
     told = pilot.pilot(config, trial(seed=3, learning_rate=0.1, limit=1e-3), LINE)
 
     x, y = map(np.float64, LINE.train)
-    start = Line().init(jax.random.key(3))
+    start = Line().init(train.keys(3).params)
     params, norms = np.array([start["slope"], start["height"]], float), []
     for _ in range(2):
         error = params[0] * x + params[1] - y

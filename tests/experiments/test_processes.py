@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs, sweep
+from experiments import files, sweep
 from tests.experiments.test_sweep import CONFIG, LINE, TRIALS
 
 ROOT = Path(__file__).parents[2]
@@ -16,13 +16,13 @@ from pathlib import Path
 import jax
 _, index, address, folder = sys.argv
 jax.distributed.initialize(address, 2, int(index))
-from experiments import runs, sweep
+from experiments import files, sweep
 from tests.experiments.test_sweep import CONFIG, LINE, TRIALS
 told = []
 history = sweep.sweep(
     CONFIG, TRIALS, LINE, Path(folder), chunk=8, report=lambda *numbers: told.append(numbers)
 )
-print("told", told, len(jax.devices()), runs.fingerprint(history))
+print("told", told, len(jax.devices()), files.fingerprint(history))
 """
 
 
@@ -51,7 +51,7 @@ def in_two_processes(folder):
 
 @pytest.mark.slow
 def test_two_processes_sweep_together_and_do_only_what_is_missing(tmp_path):
-    alone = runs.fingerprint(sweep.sweep(CONFIG, TRIALS, LINE, tmp_path / "alone", chunk=8))
+    alone = files.fingerprint(sweep.sweep(CONFIG, TRIALS, LINE, tmp_path / "alone", chunk=8))
     folder = tmp_path / "together"
     whole = f"told [(0, 18), (8, 18), (16, 18), (18, 18)] 8 {alone}"
     assert in_two_processes(folder) == [whole, whole]

@@ -22,9 +22,15 @@ def test_off_a_terminal_it_is_a_plain_line_an_epoch(capsys):
         report(2, HISTORY)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        f"epoch {number}/2  loss 0.3750  accuracy 91.25 %  norm 3  clipped 50.0 %"
+        f"epoch {number}/2  loss 0.3750  accuracy 91.25 %  norm 3  clip rate 50.0 %"
         for number in (1, 2)
     ]
+
+
+def test_the_share_of_the_examples_has_a_name_of_its_own(capsys):
+    with progress.report(1, share=progress.examples_clipped) as report:
+        report(1, HISTORY)
+    assert capsys.readouterr().out.endswith("norm 3  examples clipped 12.5 %\n")
 
 
 def test_on_a_terminal_it_is_a_bar_with_the_time_left():
@@ -40,7 +46,7 @@ def test_on_a_terminal_it_is_a_bar_with_the_time_left():
         "3/3",
         "loss 0.3750",
         "accuracy 91.25 %",
-        "clipped 50.0 %",
+        "clip rate 50.0 %",
         "left",
         "0:00",
     ):

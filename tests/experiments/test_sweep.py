@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxclip
-from experiments import atomic, sweep
+from experiments import files, sweep
 from experiments.config import Config
 from experiments.data import Data, Images
 from experiments.errors import BadInput
@@ -90,7 +90,7 @@ def test_the_devices_do_not_talk_and_share_the_trials():
 
 
 def test_a_second_sweep_on_the_folder_refuses(tmp_path):
-    with atomic.locked(tmp_path), pytest.raises(BadInput, match="another process"):
+    with files.locked(tmp_path), pytest.raises(BadInput, match="another process"):
         sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
 
 

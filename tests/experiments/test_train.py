@@ -12,6 +12,7 @@ import jaxclip
 from experiments import schedules, train
 from experiments.config import Config, Trial, trial
 from experiments.data import Data
+from experiments.errors import BadInput
 from tests.experiments.line import LINE, POINTS, Line
 
 
@@ -136,6 +137,70 @@ def test_the_seed_decides_everything(fitted, equal):
     assert not equal(fitted(trial(5), LINE), fitted(trial(6), LINE))
 
 
+@dataclasses.dataclass(frozen=True)
+class Keyed(Log):
+    """A task whose first parameters are the key that they are drawn by."""
+
+    def init(self, key):
+        return jax.random.key_data(key)
+
+
+def test_no_key_has_two_purposes():
+    """Flax folds counters into the key of the parameters, as the loop does for the others."""
+    derived = []
+    for key in train.keys(jnp.int32(0)):
+        derived += [key, *(jax.random.fold_in(key, i) for i in range(20))]
+    data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in derived}
+    assert len(data) == len(derived)
+
+
+def test_the_examples_are_shuffled_by_another_key_than_the_parameters_are_drawn_by(logged):
+    """Flax draws the parameters by the key with a counter folded in, 0, 1, 2 and so on."""
+    state = train.init(dataclasses.replace(LOGGED, task=Keyed()), trial(), NUMBERS)
+    params = jax.random.wrap_key_data(state.params)
+    orders = np.asarray(logged.loss / 1024).round()
+    for counter in range(9):
+        derived = jax.random.permutation(jax.random.fold_in(params, counter), 23)
+        assert not any(np.array_equal(order, derived) for order in orders)
+    for epoch, order in enumerate(orders):
+        key = jax.random.fold_in(train.keys(0).batches, epoch)
+        np.testing.assert_array_equal(order, jax.random.permutation(key, 23))
+
+
+def warmed_up(limit):
+    """A clip after another one, as a warm-up may be, which is the first in the state."""
+    return optax.chain(
+        jaxclip.clip_by_global_norm(4.0, name="warmup"),
+        jaxclip.clip_by_leaf_norm(limit, name="clip"),
+        jaxclip.clip_by_global_norm(jnp.inf, name="clip_after"),
+    )
+
+
+def test_the_metrics_are_those_of_the_clip_under_study_wherever_it_is():
+    history = fit(dataclasses.replace(LOGGED, clip=warmed_up), trial(limit=2.0), NUMBERS)
+    np.testing.assert_allclose(history.norm, 4, rtol=1e-6)
+    np.testing.assert_array_equal(history.limit, 2)
+    np.testing.assert_array_equal(history.clipped, 1)
+
+
+def test_the_only_clip_is_the_one_under_study_whatever_its_name():
+    config = dataclasses.replace(
+        LOGGED, clip=lambda limit: jaxclip.clip_by_global_norm(limit, name="head")
+    )
+    np.testing.assert_array_equal(fit(config, trial(), NUMBERS).limit, 1)
+
+
+def test_several_clips_of_which_none_is_named_are_refused():
+    config = dataclasses.replace(
+        LOGGED,
+        clip=lambda limit: optax.chain(
+            *(jaxclip.clip_by_global_norm(limit, name=name) for name in ("head", "tail"))
+        ),
+    )
+    with pytest.raises(BadInput, match="metrics of head, tail, and none is named clip: give"):
+        fit(config, trial(), NUMBERS)
+
+
 def test_batches_and_gradients_are_disturbed_at_the_steps_that_are_meant():
     config = dataclasses.replace(
         LOGGED,
@@ -161,8 +226,8 @@ def test_every_example_is_clipped_where_that_is_asked_for():
     )
     history = fit(config, trial(limit=0.5), jax.tree.map(jnp.float32, steep))
     assert np.all(np.asarray(history.limit) == 0.5)
-    params = config.task.init(jax.random.key(0))
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), 1), 40)[:8]
+    params = config.task.init(train.keys(0).params)
+    order = jax.random.permutation(jax.random.fold_in(train.keys(0).batches, 0), 40)[:8]
     x, y = jax.tree.map(lambda column: column[order], steep.train)
     error = params["slope"] * x + params["height"] - y
     norms = np.abs(2 * error) * np.sqrt(x**2 + 1)
