@@ -57,15 +57,19 @@ def command(options: Report) -> None:
 def of_run(run: runs.Run) -> Page:
     """Returns the page of one run."""
     metrics, config = run.metrics(), run.config
+    if not len(metrics.loss):
+        raise BadInput(
+            f"{run.folder} has no finished epoch: continue it with --resume {run.folder}"
+        )
     steps = np.arange(1, len(metrics.loss) + 1)
     epochs = np.arange(1, len(metrics.score) + 1)
-    answer = f"{100 * metrics.score[-1]:.2f} % after {len(epochs)} epochs; " if len(epochs) else ""
+    scores = f"{100 * metrics.score[-1]:.2f} % after {len(epochs)} epochs; " if len(epochs) else ""
     loss = Series("loss", steps, metrics.loss, mode="lines")
     score = Series("on the test data", epochs, 100 * metrics.score)
     return Page(
         title=f"{config.get('task')}, {config.get('clip')}",
         question=f"What did {config.get('clip')} do?",
-        answer=f"{answer}{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped.",
+        answer=f"{scores}{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped.",
         tables=[],
         figures=[
             norm_and_limit("norm", "Norm and limit", metrics.norm, metrics.limit, metrics.clipped),
@@ -75,7 +79,7 @@ def of_run(run: runs.Run) -> Page:
         details={
             "command": str(config.get("command", "")),
             "config": json.dumps(config, indent=2),
-            "versions": (run.folder / "versions.json").read_text(),
+            "versions": json.dumps(run.versions, indent=2),
         },
     )
 

@@ -17,7 +17,7 @@ from experiments.errors import BadInput
 from experiments.options import Compare
 from experiments.settings import Setting
 from experiments.study import Arm, Outcome, Study, best
-from experiments.sweep import product, stack, sweep, values
+from experiments.sweep import check_chunks, product, stack, sweep, values
 from experiments.train import History
 from experiments.typed import nearest
 
@@ -83,6 +83,8 @@ def compare(
     load = functools.cache(lambda setting: setting.data(options.folders))
     claim = files.claimed(folder / "study.json", wanted)
     with claim if processes.is_first() else nullcontext():
+        for arm in arms if processes.is_first() else ():
+            check_chunks(folder / "arms" / arm.slug)
         outcomes = train_all(arms, seeds, folder, load, options.chunk)
         if processes.is_first():
             details = {"command": text, **described(wanted, arms)}

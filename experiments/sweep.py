@@ -29,6 +29,7 @@ Grid = Sequence[Mapping[str, Any]]
 Report = Callable[[int, int], None]
 AXIS = "trials"
 FEW = 8  # trials, for which XLA plans as it does for more
+REMEDY = "delete it, and its trainings are repeated"
 FAR_OFF = 3  # the peak of a trace is off by less
 
 
@@ -191,13 +192,18 @@ def read(file: Path, shapes: History, count: int) -> History:
     if not processes.is_first():
         nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
         return processes.told_by_first(nothing)
-    remedy = "delete it, and its trainings are repeated"
-    arrays: Any = files.read_arrays(file, remedy)
-    with files.readable(file, remedy):
+    arrays: Any = files.read_arrays(file, REMEDY)
+    with files.readable(file, REMEDY):
         files.check_arrays(arrays, {
             name: ((count, *kept.shape[1:]), kept.dtype) for name, kept in shapes._asdict().items()
         })  # fmt: skip
     return processes.told_by_first(History(**arrays))
+
+
+def check_chunks(folder: Path) -> None:
+    """Raises `BadInput` where a chunk of a sweep in the folder cannot be read."""
+    for path in sorted(folder.glob("trials-*.npz")):
+        files.read_arrays(path, REMEDY)
 
 
 def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxclip
-from experiments import answers, compare, files, report, studies, study, sweep
+from experiments import answers, compare, files, report, runs, studies, study, sweep
 from experiments.__main__ import main
 from experiments.errors import BadInput
 from experiments.options import Compare
@@ -182,6 +182,28 @@ def test_a_folder_of_another_study_or_version_is_refused(lines, capsys):
     (folder / "thesis.txt").write_text("kept")
     assert main(["compare", "lines", "--out", "there"]) == 2
     assert "holds something else" in capsys.readouterr().err
+
+
+def test_a_damaged_chunk_of_the_last_arm_is_told_before_the_first_is_trained(lines, capsys):
+    last = lines / "there/arms" / knobs.without(SETTING).slug
+    last.mkdir(parents=True)
+    wanted = {"study": "lines", "full": False, "settings": ["line"], "versions": files.versions()}
+    (lines / "there/study.json").write_text(json.dumps(wanted))
+    (last / "trials-0.npz").write_bytes(b"PK")
+    assert main(["compare", "lines", "--out", "there"]) == 2
+    told = capsys.readouterr()
+    assert "trials-0.npz is damaged" in told.err
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert len(list((lines / "there/arms").iterdir())) == 1
+
+
+def test_a_run_without_an_epoch_has_no_page(tmp_path, capsys):
+    with runs.created(tmp_path / "run", "name", {}) as run:
+        run.begin()
+        run.cut(0)
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "has no finished epoch: continue it with --resume" in capsys.readouterr().err
 
 
 def test_a_second_process_is_refused(lines, capsys):

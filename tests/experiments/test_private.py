@@ -3,6 +3,8 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import optax
 import pytest
 from scipy import stats
 
-from experiments import private
+from experiments import private, runs
+from experiments.__main__ import main
 from experiments.data import Data
 from experiments.errors import BadInput
 from experiments.private_options import RunPrivate
@@ -247,8 +250,64 @@ def test_the_command_leaves_a_folder_that_tells_all(tiny_mnist, monkeypatch, cap
     assert result["noise_multiplier"] == 0.5
     assert result["steps"] == 2 * 4
     told = capsys.readouterr().out
-    assert "at epsilon 2, delta 1e-05  (noise multiplier 0.500, clip rate" in told
+    assert "at epsilon 2, delta 1e-05  (noise multiplier 0.500, examples clipped" in told
     assert f"Accuracy: {100 * result['accuracy']:.2f} %" in told
+
+
+@pytest.fixture
+def without_packages(tiny_mnist, monkeypatch):
+    """Puts no noise and no accounting in the place of the packages."""
+    monkeypatch.setattr(private, "noise_multiplier", lambda *target: 0.5)
+    monkeypatch.setattr(private, "needed", lambda module: None)
+    monkeypatch.setattr(private, "plan", quiet(private.plan))
+    monkeypatch.setattr(private.metadata, "version", lambda package: "0")
+
+
+def test_a_private_run_that_stops_ends_as_if_it_had_not(without_packages, monkeypatch, capsys):
+    options = ["--batch-size", "50", "--epochs", "3", "--learning-rate", "1.0", "--seed", "4"]
+    start = ["run", "mnist-private", *options]
+    assert main([*start, "--out", "whole"]) == 0
+    save = runs.Run.save
+
+    def stop(self, state, made_by):
+        if state.epoch == 3:
+            raise KeyboardInterrupt
+        save(self, state, made_by)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "save", stop)
+        assert main([*start, "--out", "stopped"]) == 130
+    told = capsys.readouterr().err
+    again = shlex.split(told.removeprefix("stopped; to continue: "))[3:]
+    assert again == ["run", "mnist-private", "--resume", "stopped"]
+    assert main(again) == 0
+    assert "epoch 3/3" in capsys.readouterr().out
+    whole, stopped = (
+        json.loads(Path(name, "result.json").read_text()) for name in ("whole", "stopped")
+    )
+    times = {"seconds": 0, "accounting_seconds": 0}
+    assert {**stopped, **times} == {**whole, **times}
+    texts = [Path(name, "metrics.jsonl").read_text() for name in ("whole", "stopped")]
+    assert texts[0] == texts[1]
+    # Ended, it only says so again; with other options it is another run.
+    assert main(again) == 0
+    assert main([*again, "--epsilon", "3"]) == 2
+    assert "--epsilon is 3.0 here and 2.0 there" in capsys.readouterr().err
+    assert main(["run", "mnist", "--resume", "stopped"]) == 2
+    assert "that of a run of mnist-private, not of mnist" in capsys.readouterr().err
+
+
+def test_a_share_of_examples_is_not_called_a_share_of_steps(without_packages, capsys):
+    options = ["--batch-size", "50", "--epochs", "1", "--limit", "4.0", "--out", "run"]
+    assert main(["run", "mnist-private", *options]) == 0
+    *_, epoch, end, _ = capsys.readouterr().out.splitlines()
+    share = re.search(r"examples clipped \S+ %", epoch)
+    assert share
+    assert share[0] in end
+    assert "clip rate" not in epoch + end
+    result = json.loads(Path("run/result.json").read_text())
+    assert share[0] == f"examples clipped {100 * result['examples_clipped']:.1f} %"
+    assert result["examples_clipped"] < result["clip_rate"] == 1
 
 
 def quiet(make):

@@ -142,6 +142,48 @@ def test_a_damaged_chunk_is_told_and_trained_again_once_it_is_deleted(tmp_path, 
     assert equal(whole, sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8))
 
 
+def test_a_damaged_chunk_is_told_before_anything_is_trained(tmp_path, compilations):
+    """The first chunk is missing, and the last one is damaged."""
+    sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8)
+    (tmp_path / "trials-0.npz").unlink()
+    (tmp_path / "trials-16.npz").write_bytes(b"")
+    before = len(compilations)
+    with pytest.raises(BadInput, match=r"trials-16.npz is damaged"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8)
+    assert len(compilations) == before
+    assert not (tmp_path / "trials-0.npz").exists()
+
+
+def without_score(arrays):
+    return {name: array for name, array in arrays.items() if name != "score"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_score, "it holds .*, not loss, norm, limit, clipped, score, validation"),
+        (lambda arrays: {**arrays, "more": arrays["loss"]}, "it holds"),
+        (lambda arrays: {**arrays, "loss": arrays["loss"][:5]}, r"loss is float32\(5, 2, 5\), not"),
+        (lambda arrays: {**arrays, "loss": arrays["loss"].astype(float)}, "loss is float64"),
+        (lambda arrays: {**arrays, "score": arrays["loss"]}, r"score is .* not float32\(8, 2\)"),
+    ],
+)
+def test_a_chunk_of_other_arrays_is_told(tmp_path, change, message):
+    sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8)
+    path = tmp_path / "trials-8.npz"
+    files.write_arrays(path, change(files.read_arrays(path, "")))
+    with pytest.raises(BadInput, match=rf"trials-8.npz is damaged \({message}.*delete it"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=8)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\xff", "[" * 100_000])
+def test_a_damaged_description_is_told(tmp_path, content):
+    sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
+    (tmp_path / "sweep.json").write_text(content, encoding="latin-1")
+    with pytest.raises(BadInput, match=r"sweep.json is damaged .*--out"):
+        sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
+
+
 def test_what_a_kill_leaves_at_the_very_start_is_no_hindrance(tmp_path):
     (tmp_path / "sweep.json.7.part").write_text("{")
     assert sweep.sweep(CONFIG, TRIALS, LINE, tmp_path).score.shape == (18, 2)
