@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
-from experiments.options import Compare, Pilot, Report, RunMnist
-from experiments.private_options import RunPrivate
+from experiments.options.compare import Compare
+from experiments.options.pilot import Pilot
+from experiments.options.places import command_line
+from experiments.options.private import RunPrivate
+from experiments.options.report import Report
+from experiments.options.run import Run, RunMnist
 
 PROGRAM = "python -m experiments"
 Command = RunMnist | RunPrivate | Compare | Pilot | Report
@@ -21,43 +25,18 @@ Command = RunMnist | RunPrivate | Compare | Pilot | Report
 def main(arguments: Sequence[str]) -> int:
     """Runs a command, and returns the exit status: 2 where the user has something to put right."""
     try:
-        carry_out(parse(arguments), arguments)
+        options = parse(arguments)
+        if isinstance(options, Run) and options.resume is not None:
+            options = parse(arguments, options.resumed())
+        options.carry_out(shlex.join([*PROGRAM.split(), *arguments]))
     except (BadInput, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        again = str(stop) or shlex.join([sys.executable, *PROGRAM.split()[1:], *arguments])
+        again = str(stop) or command_line(list(arguments))
         print(f"stopped; to continue: {again}", file=sys.stderr)
         return 130
     return 0
-
-
-def carry_out(options: Command, arguments: Sequence[str]) -> None:
-    """Does what the options say."""
-    command = shlex.join([*PROGRAM.split(), *arguments])
-    # Imported after parsing, so that a typing mistake is told at once.
-    match options:
-        case RunMnist() | RunPrivate():
-            from experiments import private, run
-
-            if options.resume is not None:
-                options = parse(arguments, run.resumed(options))
-            if isinstance(options, RunMnist):
-                run.run(options, command)
-            elif isinstance(options, RunPrivate):
-                private.command(options, command)
-        case Compare():
-            from experiments import compare
-
-            compare.command(options, command)
-        case Pilot():
-            from experiments import pilot
-
-            pilot.command(options)
-        case Report():
-            from experiments import answers
-
-            answers.command(options)
 
 
 def parse(arguments: Sequence[str], *defaults: RunMnist | RunPrivate) -> Command:

@@ -442,11 +442,15 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=]+", "-", text).strip("-")[:80]
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions and the machine that the bits of a training depend on."""
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions and the machine that the bits of a training depend on.
+
+    Args:
+        packages: those that it depends on, besides the usual ones.
+    """
     return {
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in PACKAGES},
+        **{package: metadata.version(package) for package in (*PACKAGES, *packages)},
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
         "system": f"{platform.system()} {platform.machine()}",

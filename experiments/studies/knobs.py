@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 
 import jaxclip
-from experiments.config import Limit
-from experiments.settings import Setting
-from experiments.study import Arm
-from experiments.sweep import product, values
+from experiments.studies.settings import Setting
+from experiments.studies.study import Arm
+from experiments.sweeps.grid import product, values
+from experiments.training.config import Limit
 
 AROUND = (0.03, 0.1, 0.3, 1.0, 3.0)
 

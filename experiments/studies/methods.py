@@ -6,12 +6,12 @@ import numpy as np
 from scipy import stats
 
 import jaxclip
-from experiments.answers import compared
-from experiments.figures import Figure
-from experiments.report import Column, Table
-from experiments.settings import SETTINGS
+from experiments.pages.report import Column, Table
+from experiments.pages.series import Figure
 from experiments.studies.knobs import arm, without
-from experiments.study import Arm, Outcome, Study, best, by_setting, rank, verdict
+from experiments.studies.page import compared
+from experiments.studies.settings import SETTINGS
+from experiments.studies.study import Arm, Outcome, Study, best, by_setting, rank, verdict
 
 
 def arms(full: bool) -> Sequence[Arm]:

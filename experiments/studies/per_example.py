@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import optax
 
 import jaxclip
-from experiments.answers import against_knob, compared, over_epochs
-from experiments.figures import Figure
-from experiments.settings import SETTINGS, Setting
+from experiments.pages.series import Figure
 from experiments.studies.knobs import at, without
-from experiments.study import Arm, Outcome, Study, best, by_setting, verdict
-from experiments.sweep import values
+from experiments.studies.page import against_knob, compared, over_epochs
+from experiments.studies.settings import SETTINGS, Setting
+from experiments.studies.study import Arm, Outcome, Study, best, by_setting, verdict
+from experiments.sweeps.grid import values
 
 LIMITS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Sequence
 
 import jaxclip
-from experiments import schedules
-from experiments.answers import against_knob, compared, over_epochs
-from experiments.figures import Figure
-from experiments.settings import SETTINGS, Setting
+from experiments.pages.series import Figure
 from experiments.studies.knobs import AROUND, arm, at, without
-from experiments.study import Arm, Outcome, Study, best, verdict
-from experiments.sweep import values, zipped
+from experiments.studies.page import against_knob, compared, over_epochs
+from experiments.studies.settings import SETTINGS, Setting
+from experiments.studies.study import Arm, Outcome, Study, best, verdict
+from experiments.sweeps.grid import values, zipped
+from experiments.training import schedules
 
 
 def arms(full: bool) -> Sequence[Arm]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.answers import against_knob
-from experiments.figures import Figure
-from experiments.settings import SETTINGS
+from experiments.pages.series import Figure
 from experiments.studies.knobs import KNOBS, arm, at
-from experiments.study import Arm, Outcome, Study, best
-from experiments.sweep import values
+from experiments.studies.page import against_knob
+from experiments.studies.settings import SETTINGS
+from experiments.studies.study import Arm, Outcome, Study, best
+from experiments.sweeps.grid import values
 
 METHODS = (
     "clip_by_global_norm",

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 
 import jaxclip
-from experiments import stress
-from experiments.answers import compared
-from experiments.figures import Figure, Series
-from experiments.settings import SETTINGS, Setting
-from experiments.study import Arm, Outcome, Study, best, by_setting, verdict
+from experiments.pages.series import Figure, Series
+from experiments.studies import stress
+from experiments.studies.page import compared
+from experiments.studies.settings import SETTINGS, Setting
+from experiments.studies.study import Arm, Outcome, Study, best, by_setting, verdict
 
 EVERY = 200
 FACTOR = 1000.0

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxclip
-from experiments.figures import Figure, Series
-from experiments.settings import SETTINGS
-from experiments.study import Arm, Outcome, Study, best
-from experiments.sweep import product, values
+from experiments.pages.series import Figure, Series
+from experiments.studies.settings import SETTINGS
+from experiments.studies.study import Arm, Outcome, Study, best
+from experiments.sweeps.grid import product, values
 from experiments.tasks.temporal_order import TemporalOrder
 
 LENGTHS = (10, 20, 30, 50)

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import Params
-from experiments.data import Data
 from experiments.tasks.network import OfNetwork
+from experiments.training.config import Params
+from experiments.training.data import Data
 
 TESTED = 256  # windows of the last tenth of the text
 

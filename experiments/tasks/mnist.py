@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments import data
-from experiments.config import Params
-from experiments.data import Data, Images
+from experiments.tasks import images as data
+from experiments.tasks.images import Images
 from experiments.tasks.network import OfNetwork
+from experiments.training.config import Params
+from experiments.training.data import Data
 
 PIXELS = 28 * 28
 CLASSES = 10

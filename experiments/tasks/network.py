@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments.config import Params
+from experiments.training.config import Params
 
 Network = Any  # an nnx.Module; what it is called with, each task knows
 

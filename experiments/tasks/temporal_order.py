@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import Params
-from experiments.data import Data
 from experiments.tasks.network import OfNetwork
+from experiments.training.config import Params
+from experiments.training.data import Data
 
 SYMBOLS = 6  # A, B, and four distractors
 CLASSES = 4

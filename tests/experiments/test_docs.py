@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxclip
-from experiments import report
+from experiments.pages import report
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

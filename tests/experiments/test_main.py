@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import data
 from experiments.__main__ import main
-from experiments.options import RunMnist
+from experiments.options.run import RunMnist
+from experiments.tasks import images as data
 
 ROOT = Path(__file__).parents[2]
 RUN = ["run", "mnist"]
@@ -85,7 +85,7 @@ def test_a_stopped_run_is_told_the_command_that_continues_it(monkeypatch, tiny_m
         "--epochs 2 --hidden 8 --clip-last --out 'a run' --mnist-dir 'its digits'"
     )
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.runs.Run.save", stop)
+        patch.setattr("experiments.runs.folder.Run.save", stop)
         assert main([*RUN, *options, "--platform", "cpu", "--tensorboard"]) == 130
     told = capsys.readouterr().err
     assert told.startswith("stopped; to continue: ")
@@ -104,7 +104,7 @@ def test_a_stopped_run_is_told_the_command_that_continues_it(monkeypatch, tiny_m
 def test_what_was_stopped_before_it_wrote_is_told_to_be_typed_again(
     monkeypatch, tiny_mnist, capsys, command
 ):
-    monkeypatch.setattr("experiments.run.use", stop)
+    monkeypatch.setattr("jax.devices", stop)
     assert main(command.split()) == 130
     assert capsys.readouterr().err == (
         f"stopped; to continue: {shlex.quote(sys.executable)} -m experiments {command}\n"
@@ -113,10 +113,10 @@ def test_what_was_stopped_before_it_wrote_is_told_to_be_typed_again(
 
 def test_resuming_takes_the_options_of_the_run(monkeypatch, tiny_mnist, capsys):
     taken = []
-    monkeypatch.setattr("experiments.run.run", lambda options, command: taken.append(options))
+    monkeypatch.setattr(RunMnist, "carry_out", lambda self, command: taken.append(self))
     Path("run").mkdir()
     kept = RunMnist(epochs=3, hidden=(8, 8), limit="0.5")
-    Path("run/config.json").write_text(json.dumps(kept.spelled_out()))
+    Path("run/config.json").write_text(json.dumps(kept.identity()))
     assert main([*RUN, "--resume", "run"]) == 0
     assert main([*RUN, "--resume", "run", "--epochs", "10"]) == 0
     resumed = dataclasses.replace(kept, resume=Path("run"))

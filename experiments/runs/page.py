@@ -1,0 +1,43 @@
+"""The page of a run, and its figures."""
+
+import json
+
+import numpy as np
+
+from experiments.errors import BadInput
+from experiments.pages.report import Page
+from experiments.pages.series import Figure, Series, losses, norm_and_limit
+from experiments.runs.folder import Metrics, Run
+
+
+def page(run: Run) -> Page:
+    """Returns the page of a run."""
+    metrics, config = run.metrics(), run.config
+    if not len(metrics.score):
+        raise BadInput(
+            f"{run.folder} has no finished epoch: continue it with --resume {run.folder}"
+        )
+    return Page(
+        title=f"{config.get('task')}, {config.get('clip')}",
+        question=f"What did {config.get('clip')} do?",
+        answer=f"{100 * metrics.score[-1]:.2f} % after {len(metrics.score)} epochs; "
+        f"{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped.",
+        tables=[],
+        figures=figures_of(metrics),
+        details={
+            "command": str(config.get("command", "")),
+            "config": json.dumps(config, indent=2),
+            "versions": json.dumps(run.versions, indent=2),
+        },
+    )
+
+
+def figures_of(metrics: Metrics) -> list[Figure]:
+    """Returns the norm and its limit, the loss, and the accuracy of a run."""
+    epochs = np.arange(1, len(metrics.score) + 1)
+    score = Series("on the test data", epochs, 100 * metrics.score)
+    return [
+        norm_and_limit("norm", "Norm and limit", metrics.norm, metrics.limit, metrics.clipped),
+        losses(metrics.loss),
+        Figure("accuracy", "Accuracy", "epoch", "accuracy, %", [score]),
+    ]

@@ -1,0 +1,123 @@
+"""Where the numbers of a run go besides its own folder: TensorBoard, Weights & Biases.
+
+Each is a `Tracker`, and whoever trains knows no more of it than its two methods.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.errors import BadInput
+from experiments.runs.folder import rows
+from experiments.training.train import History
+
+
+class Tracker(Protocol):
+    """Takes the numbers of a run, step by step."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes what was measured at a step; what is not finite is a value like any other."""
+        ...
+
+    def close(self) -> None:
+        """Sees to it that all is where it should be; to do so twice does no harm."""
+        ...
+
+
+class TensorBoard:
+    """Event files, which TensorBoard shows: `tensorboard --logdir FOLDER`.
+
+    Args:
+        folder: where the files are; a run that is resumed adds one.
+        first: the first step that is to come. TensorBoard hides what earlier files of the folder
+            say of it and of later ones.
+    """
+
+    def __init__(self, folder: Path, first: int = 0):
+        from tensorboardX import SummaryWriter  # it takes a while, and few want it
+
+        # The name of a file tells no more than the second, in which a run may stop and go on.
+        suffix = f".{os.getpid()}.{first}"
+        self.writer = SummaryWriter(str(folder), purge_step=first or None, filename_suffix=suffix)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to the curve of every name; TensorBoard marks what is not finite."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is still on its way."""
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases; without a network, set `WANDB_MODE=offline` and sync it later.
+
+    Args:
+        project: the project that the run belongs to.
+        name: what the run is called. One that is resumed is a second run of that name.
+        config: what made it, shown beside it.
+        folder: where its own files are, in a folder `wandb`.
+    """
+
+    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path):
+        wandb = installed("wandb", "init", "Weights & Biases")
+        try:
+            self.run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
+        except wandb.Error as error:
+            reason = str(error).rstrip(".")
+            raise BadInput(
+                f"Weights & Biases does not start: {reason}; log in by `wandb login`, or set "
+                "WANDB_MODE=offline"
+            ) from error
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Hands the values over."""
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Waits until all is handed over."""
+        self.run.finish()
+
+
+class Several:
+    """Any number of trackers as one.
+
+    Args:
+        trackers: those that are told; without any, nothing is kept.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker] = ()):
+        self.trackers = tuple(trackers)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Tells each of them."""
+        for tracker in self.trackers:
+            tracker.log(step, values)
+
+    def close(self) -> None:
+        """Closes each of them, even where another fails to close."""
+        with contextlib.ExitStack() as stack:
+            for tracker in self.trackers:
+                stack.callback(tracker.close)
+
+
+def log_epoch(tracker: Tracker, epoch: int, history: History) -> None:
+    """Tells a tracker what happened in the epoch that ends as number `epoch`, its score last."""
+    for step, values in rows(epoch, history):
+        tracker.log(step, values)
+
+
+def installed(module: str, attribute: str, name: str) -> Any:
+    """Returns a module that few have, or raises `BadInput` and says how to get it."""
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        found = None
+    # A mere folder of that name, such as Weights & Biases leaves behind, imports as a module too.
+    if not hasattr(found, attribute):
+        raise BadInput(f"{name} is not installed here: pip install {module}, or do without it")
+    return found

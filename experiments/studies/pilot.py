@@ -1,0 +1,51 @@
+"""The command `pilot`: the norms of a task's gradients without a clip, and what they suggest."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxclip
+from experiments.errors import BadInput
+from experiments.studies.settings import Folders, Setting
+from experiments.training import train
+from experiments.training.config import Config, Limit, Trial, trial
+from experiments.training.data import Data
+
+
+def of_setting(setting: Setting, seed: int, folders: Folders) -> jaxclip.Advice:
+    """Returns what the norms of a setting suggest.
+
+    Args:
+        setting: what is trained.
+        seed: of the training.
+        folders: the original files of data sets.
+    """
+    numbers = trial(seed, setting.learning_rate)
+    return pilot(setting.config(unlimited), numbers, setting.data(folders))
+
+
+def pilot(config: Config, trial: Trial, data: Data) -> jaxclip.Advice:
+    """Returns what the norms of a training suggest, its own clip left out.
+
+    Args:
+        config: the training; the place of its clip counts, and what the clip is does not.
+        trial: its numbers, of which the limit does not count.
+        data: the examples.
+
+    Raises:
+        BadInput: not one norm was finite.
+    """
+    unclipped = dataclasses.replace(config, clip=unlimited, schedule=None, per_example=None)
+    history = jax.jit(train.train, static_argnums=0)(unclipped, trial, data)
+    try:
+        return jaxclip.advise(np.ravel(history.norm))
+    except ValueError as error:
+        raise BadInput(f"the pilot tells nothing: {error}") from error
+
+
+def unlimited(limit: Limit) -> optax.GradientTransformation:
+    """Returns a clip that measures and changes nothing."""
+    return jaxclip.clip_by_global_norm(jnp.inf)
