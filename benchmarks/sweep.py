@@ -39,7 +39,7 @@ def trainings() -> Callable[[], object]:
     trials = grid.stack(grid.product(limits, grid.values("seed", *range(8))))
     trials = jax.device_put(trials, NamedSharding(mesh, PartitionSpec(sweep.AXIS)))
     data = jax.device_put(datasets.load("mnist"), NamedSharding(mesh, PartitionSpec()))
-    compiled = sweep.many(config, mesh).lower(trials, data).compile()
+    compiled = sweep.parallel_training(config, mesh).lower(trials, data).compile()
     return lambda: jax.block_until_ready(compiled(trials, data))
 
 

@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str], *defaults: RunMnist | RunPrivate) -> Command
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise BadInput(unboxed(told.getvalue())) from exit
+        raise BadInput(unbox(told.getvalue())) from exit
 
 
 def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
@@ -65,7 +65,7 @@ def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
     return app
 
 
-def unboxed(message: str) -> str:
+def unbox(message: str) -> str:
     """Returns what tyro says in a box, with help of many lines, as one line."""
     # The rules between the sections are of hyphens where the output is not UTF-8.
     _, *sections = re.split(r"─{3,}|-{9,}", re.sub("[│╭╮╰╯]", "", message))

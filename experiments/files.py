@@ -38,7 +38,7 @@ LARGEST = float(np.finfo(np.float64).max)
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Raises `BadInput` with the name of the file where writing it fails."""
     try:
         yield
@@ -56,7 +56,7 @@ def write(path: Path, write_into: Callable[[BinaryIO], Any]) -> None:
         BadInput: the disk is full, or the file cannot be written for another reason.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with written(path):
+    with write_errors(path):
         try:
             with part.open("wb") as file:
                 write_into(file)
@@ -86,7 +86,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def append_lines(path: Path, lines: Iterable[Any]) -> None:
     """Adds values to a file as lines of JSON. A process that is killed may leave half a line."""
-    with written(path), path.open("a", encoding="utf-8") as file:
+    with write_errors(path), path.open("a", encoding="utf-8") as file:
         file.writelines(f"{to_json(line)}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
@@ -96,7 +96,7 @@ def append_lines(path: Path, lines: Iterable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keeps other processes out of a folder; the lock ends with the process, however that ends.
 
     Args:
@@ -132,7 +132,7 @@ def remove_parts(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(
+def open_folder(
     folder: Path, remedy: str = "name another folder with --out", wait: bool = False
 ) -> Iterator[bool]:
     """Locks a folder, which is made where it is missing, and yields whether it is new.
@@ -148,7 +148,7 @@ def new_folder(
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder, wait))
+            stack.enter_context(lock(folder, wait))
         except OSError as error:
             raise BadInput(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
         names = {path.name for path in folder.iterdir()} - {LOCK}
@@ -156,7 +156,7 @@ def new_folder(
 
 
 @contextlib.contextmanager
-def claimed(path: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+def claim(path: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
     """Keeps other processes out of a folder that belongs to this work, or is new.
 
     Args:
@@ -167,7 +167,7 @@ def claimed(path: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
         BadInput: the folder cannot be written, is being written, or belongs to something else.
     """
     folder = path.parent
-    with new_folder(folder) as new:
+    with open_folder(folder) as new:
         if not path.exists():
             if not new:
                 raise BadInput(f"{folder} holds something else: name another folder with --out")
@@ -209,8 +209,8 @@ def read_json(path: Path, expected: Any, remedy: str) -> Any:
     Raises:
         BadInput: the file cannot be read, or holds something else.
     """
-    with readable(path, remedy):
-        value = parsed(path.read_text(encoding="utf-8"))
+    with read_errors(path, remedy):
+        value = parse_json(path.read_text(encoding="utf-8"))
         check(value, expected)
         return value
 
@@ -229,11 +229,11 @@ def read_lines(path: Path, expected: Any, remedy: str, count: int | None = None)
     Raises:
         BadInput: the file cannot be read, or a line holds something else.
     """
-    with readable(path, remedy):
+    with read_errors(path, remedy):
         values = []
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1][:count], 1):
-            with located(f"line {number}"):
-                values.append(parsed(line.decode()))
+            with at_place(f"line {number}"):
+                values.append(parse_json(line.decode()))
                 check(values[-1], expected)
         return values
 
@@ -244,7 +244,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
     Raises:
         BadInput: the file cannot be read, or is damaged.
     """
-    with readable(path, remedy):
+    with read_errors(path, remedy):
         content = path.read_bytes()
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as members:
@@ -260,7 +260,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def readable(path: Path, remedy: str) -> Iterator[None]:
+def read_errors(path: Path, remedy: str) -> Iterator[None]:
     """Raises `BadInput` with the name of the file where reading it fails."""
     try:
         yield
@@ -272,7 +272,7 @@ def readable(path: Path, remedy: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def located(place: str) -> Iterator[None]:
+def at_place(place: str) -> Iterator[None]:
     """Says in which place of a file a value is wrong."""
     try:
         yield
@@ -280,7 +280,7 @@ def located(place: str) -> Iterator[None]:
         raise ValueError(f"{place}: {error}") from error
 
 
-def parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Returns the value of a JSON text, which has no infinity and no nan."""
 
     def refuse(constant: str) -> Any:
@@ -303,11 +303,11 @@ def check(value: Any, expected: Any, place: str = "the value") -> None:
     if expected is Any:
         return
     if origin in (typing.Union, types.UnionType):
-        if not any(conforms(value, option) for option in arguments):
-            raise ValueError(f"{place} is {shortened(value)}, not {type_name(expected)}")
+        if not any(is_of_type(value, option) for option in arguments):
+            raise ValueError(f"{place} is {shorten(value)}, not {type_name(expected)}")
     elif origin is typing.Literal:
         if not any(type(value) is type(item) and value == item for item in arguments):
-            raise ValueError(f"{place} is {shortened(value)}, not {type_name(expected)}")
+            raise ValueError(f"{place} is {shorten(value)}, not {type_name(expected)}")
     elif expected is np.ndarray:
         strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not strings:
@@ -326,7 +326,7 @@ def check(value: Any, expected: Any, place: str = "the value") -> None:
         check_record(value, hints, getattr(expected, "__required_keys__", hints))
     elif expected is float:
         if type(value) not in (int, float) or not abs(value) <= LARGEST:
-            raise ValueError(f"{place} is {shortened(value)}, not a finite number")
+            raise ValueError(f"{place} is {shorten(value)}, not a finite number")
     else:
         check_type(value, expected, place)
 
@@ -342,7 +342,7 @@ def check_record(value: Mapping[str, Any], hints: Mapping[str, Any], keys: Itera
     if missing := [name for name in keys if name not in value]:
         raise ValueError(f"{', '.join(missing)} missing")
     if unknown := [name for name in value if name not in hints]:
-        raise ValueError(f"{', '.join(map(shortened, unknown))} unknown")
+        raise ValueError(f"{', '.join(map(shorten, unknown))} unknown")
     for name, item in value.items():
         check(item, hints[name], name)
 
@@ -350,10 +350,10 @@ def check_record(value: Mapping[str, Any], hints: Mapping[str, Any], keys: Itera
 def check_type(value: Any, expected: type, place: str) -> None:
     """Raises `ValueError` where a value has not a plain type."""
     if type(value) is not expected:
-        raise ValueError(f"{place} is {shortened(value)}, not {type_name(expected)}")
+        raise ValueError(f"{place} is {shorten(value)}, not {type_name(expected)}")
 
 
-def conforms(value: Any, expected: Any) -> bool:
+def is_of_type(value: Any, expected: Any) -> bool:
     """Returns whether a value is of a type."""
     try:
         check(value, expected)
@@ -373,7 +373,7 @@ def type_name(expected: Any) -> str:
     return names.get(expected, str(expected))
 
 
-def shortened(value: Any) -> str:
+def shorten(value: Any) -> str:
     """Returns a value as a message shows it."""
     text = repr(value)
     return text if len(text) <= LONG else f"{text[:LONG]}..."
@@ -408,7 +408,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def described(tree: Any) -> list[str]:
+def structure(tree: Any) -> list[str]:
     """Returns the path, dtype and shape of every array of a tree."""
     return [
         f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"

@@ -27,7 +27,7 @@ class Limit(NamedTuple):
     by: float
 
 
-def constant(limit: float) -> Limit:
+def constant_limit(limit: float) -> Limit:
     """Returns a limit that stays what it is."""
     return Limit(None, limit, limit, 1.0)
 
@@ -37,7 +37,7 @@ def read_limit(text: str) -> Limit:
     shape, *numbers = text.split(":")
     try:
         if not numbers:
-            return constant(float(text))
+            return constant_limit(float(text))
         values = [float(number) for number in numbers]
     except ValueError:
         values = []

@@ -36,7 +36,7 @@ class Pilot(Places):
 
         setting = self.setting()
         use(self.platform)
-        print(pilot.of_setting(setting, self.seed, self.folders))
+        print(pilot.pilot_setting(setting, self.seed, self.folders))
 
     def setting(self) -> "Setting":
         """Returns the setting that is trained."""

@@ -55,10 +55,10 @@ class RunPrivate(Run):
     def job(self) -> Job:
         """Returns what is trained, the noise being accounted for."""
         for module in ("jax_privacy", "dp_accounting"):
-            private.needed(module)
+            private.import_privacy(module)
         task = MnistCnn()
         data = task.data(self.mnist_dir)
-        examples = train.rows_of(data)
+        examples = train.example_count(data)
         check_batch_size(self.batch_size, examples)
         privacy = private.account(self.epsilon, self.delta, self.batch_size, self.epochs, examples)
         steps = self.epochs * (examples // self.batch_size)

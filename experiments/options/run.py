@@ -14,7 +14,7 @@ import tyro
 from experiments import files
 from experiments.errors import BadInput
 from experiments.options.checks import check_count, check_learning_rate, check_seed, flag
-from experiments.options.clip import Clip, Limit, constant, read_limit
+from experiments.options.clip import Clip, Limit, constant_limit, read_limit
 from experiments.options.places import Folder, Platform, command_line
 from experiments.runs.folder import open_run
 from experiments.runs.run import Job, Place, run, use
@@ -102,7 +102,7 @@ class Run(abc.ABC):
             raise BadInput(f"{path} is that of a run of {kept.get('task')}, not of {self.task}")
         types = typing.get_type_hints(type(self))
         hints = {"task": str, **{name: types[name] for name in self.deciding()}}
-        with files.readable(path, "restore it, or start a new run"):
+        with files.read_errors(path, "restore it, or start a new run"):
             files.check_record(kept, hints, hints)
             del kept["task"]
             for name, value in kept.items():
@@ -230,7 +230,7 @@ class RunMnist(Run):
         """Returns the limit of this run."""
         clip = Clip(self.clip)
         if self.limit is None:
-            return constant(clip.own_limit)
+            return constant_limit(clip.own_limit)
         if clip.limit_name is None:
             raise BadInput(
                 f"--limit {self.limit}: {clip.name} takes no limit; what it does take is "

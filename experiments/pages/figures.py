@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from experiments.pages.series import Figure, Series, listed
+from experiments.pages.series import Figure, Series, to_list
 
 # Okabe & Ito's colors, which color-blind readers can tell apart, the yellow left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
@@ -112,8 +112,8 @@ def spec(figure: Figure) -> dict[str, Any]:
     across, along = (figure.y, figure.x) if figure.categories else (figure.x, figure.y)
     log_across = figure.log_y if figure.categories else figure.log_x
     layout = {
-        "xaxis": {"title": {"text": verbatim(across)}, "type": "log" if log_across else None},
-        "yaxis": {"title": {"text": verbatim(along)}, "type": "log" if figure.log_y else None},
+        "xaxis": {"title": {"text": escape(across)}, "type": "log" if log_across else None},
+        "yaxis": {"title": {"text": escape(along)}, "type": "log" if figure.log_y else None},
         "height": 420,
     }
     if figure.categories:
@@ -127,13 +127,13 @@ def line_traces(one: Series, color: str, dash: str) -> list[dict[str, Any]]:
     """Returns a series of numbers as plotly's traces, the band first."""
     trace = {
         "type": "scatter",
-        "name": verbatim(one.name),
-        "x": listed(one.x),
-        "y": listed(one.y),
+        "name": escape(one.name),
+        "x": to_list(one.x),
+        "y": to_list(one.y),
         "mode": one.mode,
         "marker": {"color": color, "size": 4 if one.mode == "markers" else 6},
         "line": {"color": color, "dash": dash, "width": 1.0 if one.mode == "lines" else 1.8},
-        "legendgroup": verbatim(one.name),
+        "legendgroup": escape(one.name),
     }
     if one.low is None or one.high is None:
         return [trace]
@@ -141,15 +141,15 @@ def line_traces(one: Series, color: str, dash: str) -> list[dict[str, Any]]:
     x, low, high = (column[good] for column in (one.x, one.low, one.high))
     band = {
         "type": "scatter",
-        "x": listed(np.concatenate([x, x[::-1]])),
-        "y": listed(np.concatenate([high, low[::-1]])),
+        "x": to_list(np.concatenate([x, x[::-1]])),
+        "y": to_list(np.concatenate([high, low[::-1]])),
         "fill": "toself",
         "fillcolor": f"rgba({', '.join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.22)",
         "line": {"width": 0},
         "mode": "lines",
         "hoverinfo": "skip",
         "showlegend": False,
-        "legendgroup": verbatim(one.name),
+        "legendgroup": escape(one.name),
     }
     return [band, trace]
 
@@ -158,9 +158,9 @@ def row_traces(one: Series, color: str) -> list[dict[str, Any]]:
     """Returns a series of categories as plotly's traces."""
     trace = {
         "type": "scatter",
-        "name": verbatim(one.name),
-        "x": listed(one.y),
-        "y": [verbatim(str(category)) for category in one.x],
+        "name": escape(one.name),
+        "x": to_list(one.y),
+        "y": [escape(str(category)) for category in one.x],
         "mode": "markers",
         "marker": {"color": color, "size": 9},
     }
@@ -168,12 +168,12 @@ def row_traces(one: Series, color: str) -> list[dict[str, Any]]:
         trace["error_x"] = {
             "type": "data",
             "symmetric": False,
-            "array": listed(one.high - one.y),
-            "arrayminus": listed(one.y - one.low),
+            "array": to_list(one.high - one.y),
+            "arrayminus": to_list(one.y - one.low),
         }
     return [trace]
 
 
-def verbatim(text: str) -> str:
+def escape(text: str) -> str:
     """Returns a text that plotly shows as it is, where it would read some tags."""
     return html.escape(text, quote=False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import files
 from experiments.pages import figures
-from experiments.pages.series import Figure, Series, fitted, listed
+from experiments.pages.series import Figure, Series, fit_to_page, to_list
 
 PARTS = Path(__file__).parent
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run begins so
@@ -79,7 +79,7 @@ def load(folder: Path) -> Page:
     """Returns the page that a folder holds."""
     path, remedy = folder / "page.json", "make it anew, by the command of its study"
     values = files.read_json(path, Page, remedy)
-    with files.readable(path, remedy):
+    with files.read_errors(path, remedy):
         page = from_json(values)
         check(page)
         return page
@@ -93,7 +93,7 @@ def check(page: Page) -> None:
             raise ValueError(f"the names {', '.join(names)} are not those of different files")
     for table in page.tables:
         for row in table.rows:
-            shown(table, row)
+            format_row(table, row)
     for figure in page.figures:
         for one in figure.series:
             columns = [column for column in (one.y, one.low, one.high) if column is not None]
@@ -127,7 +127,7 @@ def as_html(page: Page) -> str:
     """Returns a page as HTML that needs nothing from outside."""
     import plotly.offline
 
-    drawn = [fitted(figure) for figure in page.figures]
+    drawn = [fit_to_page(figure) for figure in page.figures]
     specs = {figure.name: figures.spec(figure) for figure in drawn}
     # No text within a script may end it.
     data = json.dumps(specs, allow_nan=False).replace("<", "\\u003c")
@@ -190,7 +190,7 @@ def table_html(table: Table) -> str:
         + "".join(
             f'<td{kind} data-value="{html.escape("" if cell is None else str(cell))}">'
             f"{html.escape(text)}</td>"
-            for cell, text, kind in zip(row, shown(table, row), side, strict=True)
+            for cell, text, kind in zip(row, format_row(table, row), side, strict=True)
         )
         + "</tr>"
         for row in table.rows
@@ -215,12 +215,12 @@ def as_csv(table: Table) -> str:
     """Returns a table as CSV with all digits; no cell can be taken for a formula."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(harmless(column.title) for column in table.columns)
-    writer.writerows([harmless(cell) for cell in row] for row in table.rows)
+    writer.writerow(escape_formula(column.title) for column in table.columns)
+    writer.writerows([escape_formula(cell) for cell in row] for row in table.rows)
     return file.getvalue()
 
 
-def harmless(cell: Cell) -> Cell:
+def escape_formula(cell: Cell) -> Cell:
     """Returns a cell that spreadsheets do not run."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
@@ -228,14 +228,14 @@ def harmless(cell: Cell) -> Cell:
 def as_markdown(table: Table) -> str:
     """Returns a table as Markdown."""
     rows = [[column.title for column in table.columns], ["---"] * len(table.columns)]
-    rows += [shown(table, row) for row in table.rows]
+    rows += [format_row(table, row) for row in table.rows]
     lines = [
         " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row) for row in rows
     ]
     return "".join(f"| {' '.join(line.splitlines())} |\n" for line in lines)
 
 
-def shown(table: Table, row: Sequence[Cell]) -> list[str]:
+def format_row(table: Table, row: Sequence[Cell]) -> list[str]:
     """Returns the cells of a row as they are shown."""
     return [
         "" if cell is None else cell if isinstance(cell, str) else column.format.format(cell)
@@ -250,7 +250,7 @@ def as_json(page: Page) -> dict[str, Any]:
             **figure._asdict(),
             "series": [series_as_json(series) for series in figure.series],
         }
-        for figure in map(fitted, page.figures)
+        for figure in map(fit_to_page, page.figures)
     ]
     tables = [
         {
@@ -266,7 +266,7 @@ def as_json(page: Page) -> dict[str, Any]:
 def series_as_json(series: Series) -> dict[str, Any]:
     """Returns a series as plain values."""
     arrays = {
-        name: None if column is None else listed(column)
+        name: None if column is None else to_list(column)
         for name, column in series._asdict().items()
         if name not in ("name", "mode")
     }

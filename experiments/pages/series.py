@@ -59,7 +59,7 @@ class Figure(NamedTuple):
         return any(series.x.dtype.kind in "UO" for series in self.series)
 
 
-def thinned(series: Series, most: int = MOST) -> Series:
+def thin(series: Series, most: int = MOST) -> Series:
     """Returns a series of at most `most` points, the lowest and the highest of every stretch.
 
     Nothing that stands out is lost: of each of `most / 2` stretches of equal length both extremes
@@ -79,9 +79,9 @@ def thinned(series: Series, most: int = MOST) -> Series:
     return series._replace(x=series.x[rows], y=series.y[rows], low=low, high=high)
 
 
-def fitted(figure: Figure) -> Figure:
+def fit_to_page(figure: Figure) -> Figure:
     """Returns a figure whose series are thinned, and whose caption says so where they are."""
-    series = [thinned(one) for one in figure.series]
+    series = [thin(one) for one in figure.series]
     if all(len(new.y) == len(old.y) for new, old in zip(series, figure.series, strict=True)):
         return figure
     rule = (
@@ -90,7 +90,7 @@ def fitted(figure: Figure) -> Figure:
     return figure._replace(series=series, caption=f"{figure.caption} {rule}".strip())
 
 
-def norm_and_limit(
+def norm_figure(
     name: str, title: str, norm: np.ndarray, limit: np.ndarray, clipped: np.ndarray
 ) -> Figure:
     """Returns the figure of norm and limit, step by step, with the clipped steps marked."""
@@ -104,31 +104,31 @@ def norm_and_limit(
     return Figure(name, title, "step", "norm", series, log_y=True)
 
 
-def losses(loss: np.ndarray) -> Figure:
+def loss_figure(loss: np.ndarray) -> Figure:
     """Returns the figure of the losses, step by step, and their running mean."""
     steps = np.arange(1, len(loss) + 1)
     series = [
         Series("loss", steps, loss, mode="lines"),
-        Series(f"mean of {WINDOW} steps", steps, smoothed(loss), mode="lines"),
+        Series(f"mean of {WINDOW} steps", steps, smooth(loss), mode="lines"),
     ]
     return Figure("loss", "Loss", "step", "loss", series, log_y=True)
 
 
-def smoothed(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
+def smooth(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """Returns the mean of the finite ones among each value and the `window - 1` before it."""
     finite = np.isfinite(values)
-    counts = latest(finite.astype(float), window)
-    sums = latest(np.where(finite, values, 0), window)
+    counts = window_sums(finite.astype(float), window)
+    sums = window_sums(np.where(finite, values, 0), window)
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
-def latest(values: np.ndarray, window: int) -> np.ndarray:
+def window_sums(values: np.ndarray, window: int) -> np.ndarray:
     """Returns the sum of each value and the `window - 1` before it."""
     sums = np.concatenate([np.zeros(window), np.cumsum(values)])
     return sums[window:] - sums[: len(values)]
 
 
-def listed(column: np.ndarray) -> list[Any]:
+def to_list(column: np.ndarray) -> list[Any]:
     """Returns a column as JSON can hold it, six digits a number; what is not finite is None."""
     if column.dtype.kind in "UO":
         return [str(item) for item in column]

@@ -104,7 +104,7 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes out, and removes the parts that killed ones left."""
-        with files.locked(self.folder):
+        with files.lock(self.folder):
             files.remove_parts(self.folder)
             yield
 
@@ -180,7 +180,7 @@ class Run:
                 ) from error
             record = Checkpoint(
                 files_sha256=files.checksums(self.checkpoint(epoch)),
-                state=files.described(state),
+                state=files.structure(state),
                 state_sha256=files.fingerprint(state),
                 made_by=made_by,
             )
@@ -240,7 +240,7 @@ class Run:
         folder = self.folder / "checkpoints"
         if not folder.exists():
             return []
-        with files.readable(folder, "remove it, and resume the run"):
+        with files.read_errors(folder, "remove it, and resume the run"):
             return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
     def verified(self, epoch: int, like: State) -> Checkpoint:
@@ -249,7 +249,7 @@ class Run:
         # Before Orbax reads them: its reports of damaged files are pages long.
         if files.checksums(self.checkpoint(epoch)) != record["files_sha256"]:
             raise ValueError("the SHA-256 of its files are not those beside it")
-        if record["state"] != files.described(like):
+        if record["state"] != files.structure(like):
             raise ValueError("it holds other arrays than this version has")
         return record
 
@@ -261,7 +261,7 @@ class Run:
             try:
                 state = manager.restore(epoch, args=ocp.args.StandardRestore(like))
             except Exception as error:  # those of Orbax have no class in common
-                raise ValueError(f"Orbax: {files.shortened(str(error))}") from error
+                raise ValueError(f"Orbax: {files.shorten(str(error))}") from error
         if files.fingerprint(state) != sha256:
             raise ValueError("the SHA-256 of its state is not the one beside it")
         if int(state.epoch) != epoch:
@@ -271,7 +271,7 @@ class Run:
     def delete(self, epoch: int) -> None:
         """Deletes a checkpoint and the file beside it."""
         for path in (self.checkpoint(epoch), self.record(epoch)):
-            with files.written(path):
+            with files.write_errors(path):
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
@@ -291,7 +291,7 @@ class Run:
 
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         folder = (self.folder / "checkpoints").resolve()
-        with files.written(folder):
+        with files.write_errors(folder):
             return ocp.CheckpointManager(folder, options=options)
 
     def finish(self, result: Any) -> None:
@@ -312,7 +312,7 @@ def rows(epoch: int, history: History) -> Iterator[tuple[int, dict[str, float]]]
 
 
 @contextlib.contextmanager
-def created(folder: Path | None, name: str, config: Mapping[str, Any]) -> Iterator[Run]:
+def create_run(folder: Path | None, name: str, config: Mapping[str, Any]) -> Iterator[Run]:
     """Makes the folder of a new run, and keeps other processes out of it.
 
     Args:
@@ -325,7 +325,7 @@ def created(folder: Path | None, name: str, config: Mapping[str, Any]) -> Iterat
             written.
     """
     wanted = folder or new_name(Path("runs"), f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}")
-    with files.new_folder(wanted) as new:
+    with files.open_folder(wanted) as new:
         if not new:
             raise BadInput(
                 f"{wanted} holds something already: name another folder with --out, or continue "
@@ -341,7 +341,7 @@ def new_name(parent: Path, name: str) -> Path:
     number = 1
     while True:
         candidate = parent / (files.slug(name) + (f"-{number}" if number > 1 else ""))
-        with files.written(candidate):
+        with files.write_errors(candidate):
             try:
                 candidate.mkdir(parents=True)
                 return candidate

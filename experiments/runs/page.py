@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.errors import BadInput
 from experiments.pages.report import Page
-from experiments.pages.series import Figure, Series, losses, norm_and_limit
+from experiments.pages.series import Figure, Series, loss_figure, norm_figure
 from experiments.runs.folder import Metrics, Run
 
 
@@ -23,7 +23,7 @@ def page(run: Run) -> Page:
         answer=f"{100 * metrics.score[-1]:.2f} % after {len(metrics.score)} epochs; "
         f"{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped.",
         tables=[],
-        figures=figures_of(metrics),
+        figures=make_figures(metrics),
         details={
             "command": str(config.get("command", "")),
             "config": json.dumps(config, indent=2),
@@ -32,12 +32,12 @@ def page(run: Run) -> Page:
     )
 
 
-def figures_of(metrics: Metrics) -> list[Figure]:
+def make_figures(metrics: Metrics) -> list[Figure]:
     """Returns the norm and its limit, the loss, and the accuracy of a run."""
     epochs = np.arange(1, len(metrics.score) + 1)
     score = Series("on the test data", epochs, 100 * metrics.score)
     return [
-        norm_and_limit("norm", "Norm and limit", metrics.norm, metrics.limit, metrics.clipped),
-        losses(metrics.loss),
+        norm_figure("norm", "Norm and limit", metrics.norm, metrics.limit, metrics.clipped),
+        loss_figure(metrics.loss),
         Figure("accuracy", "Accuracy", "epoch", "accuracy, %", [score]),
     ]

@@ -80,7 +80,9 @@ class Noise:
 
 def gaussian(stddev: float, key: jax.Array) -> optax.GradientTransformation:
     """Returns what adds independent normal noise to every entry of a gradient."""
-    return needed("jax_privacy.noise_addition").gaussian_privatizer(stddev=stddev, prng_key=key)
+    return import_privacy("jax_privacy.noise_addition").gaussian_privatizer(
+        stddev=stddev, prng_key=key
+    )
 
 
 def account(epsilon: float, delta: float, batch_size: int, epochs: int, examples: int) -> Privacy:
@@ -123,9 +125,9 @@ def private_config(
     """
     return Config(
         task=task,
-        clip=unclipped,
+        clip=no_clip,
         optimizer=functools.partial(optax.sgd, momentum=MOMENTUM),
-        per_example=clipped_sum,
+        per_example=sum_clipped,
         noise=Noise(privacy["noise_multiplier"] * limit, batch_size, add),
         sampler=Poisson(privacy["room"]),
         batch_size=batch_size,
@@ -133,12 +135,12 @@ def private_config(
     )
 
 
-def unclipped(limit: Any) -> optax.GradientTransformation:
+def no_clip(limit: Any) -> optax.GradientTransformation:
     """Returns no clip: the examples are clipped, and not their noisy sum."""
     return optax.identity()
 
 
-def clipped_sum(loss: Callable, limit: Any) -> Callable:
+def sum_clipped(loss: Callable, limit: Any) -> Callable:
     """Returns what sums the clipped gradients of the examples that a mask leaves in."""
     return jaxclip.value_and_clipped_grad(loss, limit, reduce="sum")
 
@@ -152,7 +154,7 @@ def noise_multiplier(epsilon: float, delta: float, probability: float, steps: in
         probability: of an example to be in a batch.
         steps: how often the noisy sum of a batch is released.
     """
-    dp, pld = needed("dp_accounting"), needed("dp_accounting.pld")
+    dp, pld = import_privacy("dp_accounting"), import_privacy("dp_accounting.pld")
 
     def event(multiplier: float) -> Any:
         batch = dp.PoissonSampledDpEvent(probability, dp.GaussianDpEvent(multiplier))
@@ -178,7 +180,7 @@ def room(epsilon: float, delta: float, probability: float, steps: int, examples:
     return min(examples, int(stats.binom.isf(overflow, examples + 1, probability)))
 
 
-def needed(module: str) -> ModuleType:
+def import_privacy(module: str) -> ModuleType:
     """Returns a module that the package does not depend on."""
     try:
         return importlib.import_module(module)

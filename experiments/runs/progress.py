@@ -44,7 +44,7 @@ def report(
             f"epoch {epoch}/{epochs}  {summary(history, share)}", flush=True
         )
         return
-    with bar_of("epoch", console) as bar:
+    with make_bar("epoch", console) as bar:
         task = bar.add_task("compiling", total=epochs, completed=done)
 
         def advance(epoch: int, history: History) -> None:
@@ -53,7 +53,7 @@ def report(
         yield advance
 
 
-def bar_of(unit: str, console: rich.console.Console) -> rich.progress.Progress:
+def make_bar(unit: str, console: rich.console.Console) -> rich.progress.Progress:
     """Returns a bar that counts units, and tells the time that is left."""
     return rich.progress.Progress(
         rich.progress.TextColumn(f"{unit} {{task.completed}}/{{task.total}}"),
@@ -98,6 +98,6 @@ def trials(
 
         yield line
         return
-    with bar_of("trainings", console) as bar:
+    with make_bar("trainings", console) as bar:
         task = bar.add_task("compiling", total=total)
         yield lambda name, more: bar.update(task, advance=more, description=name, refresh=True)

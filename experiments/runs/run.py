@@ -14,7 +14,7 @@ from experiments import files
 from experiments.errors import BadInput, Stopped
 from experiments.pages import figures
 from experiments.runs import page, progress, trackers
-from experiments.runs.folder import Run, created, open_run
+from experiments.runs.folder import Run, create_run, open_run
 from experiments.runs.private import Privacy
 from experiments.training import train
 from experiments.training.config import Config, Trial
@@ -98,7 +98,7 @@ class Place:
 def run(job: Job, place: Place) -> Result:
     """Trains, or continues, and returns the content of `result.json`."""
     check(job)
-    with opened(job, place) as folder:
+    with open_folder(job, place) as folder:
         result = folder.result(Result) or fit(job, folder, place)
     print(conclusion(result))
     print(f"Kept in {folder.folder}")
@@ -114,23 +114,23 @@ def use(platform: str | None) -> None:
     except RuntimeError as error:
         raise BadInput(
             f"--platform {platform}: JAX finds no such device here; install what it needs, such as "
-            f"'jax[cuda13]' for an NVIDIA GPU, or choose --platform cpu ({one_line(error)})"
+            f"'jax[cuda13]' for an NVIDIA GPU, or choose --platform cpu ({in_one_line(error)})"
         ) from error
 
 
 def check(job: Job) -> None:
     """Raises `BadInput` for what only the data and the parameters can show."""
     config = job.config
-    check_batch_size(config.batch_size, train.rows_of(job.data))
+    check_batch_size(config.batch_size, train.example_count(job.data))
     params = jax.eval_shape(config.task.init, jax.random.key(0))
     clip = config.clip(job.trial.limit)
     try:
         state = jax.eval_shape(clip.init, params)
         jax.eval_shape(clip.update, params, state, params)
-        train.studied(state)
+        train.find_metrics(state)
     except (TypeError, ValueError) as error:
         raise BadInput(
-            f"--clip {config.clip} does not suit the model: {one_line(error)}"
+            f"--clip {config.clip} does not suit the model: {in_one_line(error)}"
         ) from error
 
 
@@ -144,7 +144,7 @@ def check_batch_size(batch_size: int, examples: int) -> None:
 
 
 @contextlib.contextmanager
-def opened(job: Job, place: Place) -> Iterator[Run]:
+def open_folder(job: Job, place: Place) -> Iterator[Run]:
     """Opens the folder to write into, a new one or the one to be resumed, for this process alone.
 
     Raises:
@@ -154,7 +154,7 @@ def opened(job: Job, place: Place) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         if place.resume is None:
             config = {**job.identity, "command": place.command}
-            folder = stack.enter_context(created(place.out, job.title, config))
+            folder = stack.enter_context(create_run(place.out, job.title, config))
         else:
             folder = open_run(place.resume)
             stack.enter_context(folder.lock())
@@ -180,7 +180,7 @@ def check_same(wanted: Mapping[str, Any], folder: Run) -> None:
         )
 
 
-def made_by(job: Job) -> dict[str, Any]:
+def describe_origin(job: Job) -> dict[str, Any]:
     """Returns all that the bits of a run depend on."""
     return {
         "config": dict(job.identity),
@@ -192,7 +192,7 @@ def made_by(job: Job) -> dict[str, Any]:
 def fit(job: Job, folder: Run, place: Place) -> Result:
     """Trains what is left to train, and writes everything into the folder."""
     start = time.perf_counter()
-    config, trial, origin = job.config, job.trial, made_by(job)
+    config, trial, origin = job.config, job.trial, describe_origin(job)
     data = jax.device_put(job.data)
     state = folder.restore(jax.eval_shape(init, config, trial, data), origin, config.epochs)
     if state is None:
@@ -202,7 +202,7 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
     folder.cut(steps)
     folder.begin(origin["versions"])
     share = progress.clip_rate if config.per_example is None else progress.examples_clipped
-    tracker = tracked(job, folder, place, steps)
+    tracker = make_tracker(job, folder, place, steps)
     with (
         contextlib.closing(tracker),
         progress.report(config.epochs, done, share=share) as report,
@@ -215,7 +215,7 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
             folder.save(state, origin)
             report(number, history)
     metrics = folder.metrics()
-    drawn = page.figures_of(metrics)
+    drawn = page.make_figures(metrics)
     files.write(folder.folder / "curves.png", lambda file: figures.save(drawn, file, "png"))
     result: Result = {
         "accuracy": float(metrics.score[-1]),
@@ -234,7 +234,7 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
     return folder.result(Result)
 
 
-def tracked(job: Job, folder: Run, place: Place, steps: int) -> trackers.Tracker:
+def make_tracker(job: Job, folder: Run, place: Place, steps: int) -> trackers.Tracker:
     """Returns what logs every step besides the folder, in which there are `steps` of them."""
     asked: list[trackers.Tracker] = []
     if place.tensorboard:
@@ -265,6 +265,6 @@ def conclusion(result: Result) -> str:
     )
 
 
-def one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """Returns the message of an error without its line breaks."""
     return " ".join(str(error).split())

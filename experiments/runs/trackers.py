@@ -64,7 +64,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path):
-        wandb = installed("wandb", "init", "Weights & Biases")
+        wandb = import_optional("wandb", "init", "Weights & Biases")
         try:
             self.run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
         except wandb.Error as error:
@@ -111,7 +111,7 @@ def log_epoch(tracker: Tracker, epoch: int, history: History) -> None:
         tracker.log(step, values)
 
 
-def installed(module: str, attribute: str, name: str) -> Any:
+def import_optional(module: str, attribute: str, name: str) -> Any:
     """Returns a module that few have, or raises `BadInput` and says how to get it."""
     try:
         found = importlib.import_module(module)

@@ -57,10 +57,10 @@ def run(
     spread_over_cores()
     use(platform)
     study = catalog.find(name)
-    arms = selected(study.arms(full), settings)
+    arms = select_arms(study.arms(full), settings)
     outcomes = compare(study, arms, full, folder, folders, chunk, command)
     if is_first():
-        table = page.table("best", "", page.ranked(best(outcomes)))
+        table = page.table("best", "", page.sort_outcomes(best(outcomes)))
         print(f"\n{report.as_markdown(table)}\n{study.answer(outcomes)}\n")
         print(f"The page is {folder / 'report.html'}")
 
@@ -77,7 +77,7 @@ def spread_over_cores() -> None:
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 
-def selected(arms: Sequence[Arm], names: Sequence[str]) -> Sequence[Arm]:
+def select_arms(arms: Sequence[Arm], names: Sequence[str]) -> Sequence[Arm]:
     """Returns the arms on the settings of these names, or all where none is given."""
     known = dict.fromkeys(arm.setting.name for arm in arms)
     for name in names:
@@ -103,13 +103,13 @@ def compare(
     }
     seeds = range(study.seeds if full else QUICK_SEEDS)
     load = functools.cache(lambda setting: setting.data(folders))
-    claim = files.claimed(folder / "study.json", wanted)
+    claim = files.claim(folder / "study.json", wanted)
     with claim if is_first() else nullcontext():
         for arm in arms if is_first() else ():
             check_chunks(folder / "arms" / arm.slug)
         outcomes = train_all(arms, seeds, folder, load, chunk)
         if is_first():
-            details = {"command": command, **described(wanted, arms)}
+            details = {"command": command, **describe(wanted, arms)}
             report.keep(page.page(study, outcomes, details), folder)
     return outcomes
 
@@ -132,13 +132,13 @@ def train_all(
                 load(arm.setting),
                 folder / "arms" / arm.slug,
                 chunk=chunk,
-                report=counted(functools.partial(report, arm.title)),
+                report=count_progress(functools.partial(report, arm.title)),
             )
             outcomes += split(arm, history, len(seeds))
     return outcomes
 
 
-def counted(tell: Callable[[int], None]) -> Callable[[int, int], None]:
+def count_progress(tell: Callable[[int], None]) -> Callable[[int, int], None]:
     """Returns what a sweep reports to, which tells how many more are done."""
     before = 0
 
@@ -158,7 +158,7 @@ def split(arm: Arm, history: History, seeds: int) -> list[Outcome]:
     ]
 
 
-def described(wanted: dict[str, Any], arms: Sequence[Arm]) -> dict[str, str]:
+def describe(wanted: dict[str, Any], arms: Sequence[Arm]) -> dict[str, str]:
     """Returns what the page tells of how it was made."""
     configs = "\n\n".join(f"{arm.title}: {arm.config}; grid {list(arm.grid)}" for arm in arms)
     # Without where functions happened to lie in memory.

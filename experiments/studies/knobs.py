@@ -64,34 +64,40 @@ KNOBS = {
 }
 
 
-def arm(method: str, setting: Setting) -> Arm:
+def make_arm(method: str, setting: Setting) -> Arm:
     """Returns a named method in a setting, with the grid of its number."""
     knob = KNOBS[method]
     factor = 1.0 if knob.share is None else knob.share * setting.norm
     grid = values("limit", *(factor * value for value in knob.values))
-    config = setting.config(lambda limit: make(method, limit), clip_last=knob.clip_last)
-    return Arm(method, setting, config, at(setting, grid), knob.argument)
+    config = setting.config(lambda limit: make_clip(method, limit), clip_last=knob.clip_last)
+    return Arm(method, setting, config, at_learning_rate(setting, grid), knob.argument)
 
 
-def without(setting: Setting) -> Arm:
+def unclipped_arm(setting: Setting) -> Arm:
     """Returns the setting with no clip but its metrics, in a grid of the one point there is."""
     config = setting.config(lambda limit: jaxclip.clip_by_global_norm(jnp.inf))
-    return Arm("no clip", setting, config, at(setting, values("limit", float("inf"))), knob="")
+    return Arm(
+        "no clip",
+        setting,
+        config,
+        at_learning_rate(setting, values("limit", float("inf"))),
+        knob="",
+    )
 
 
-def at(setting: Setting, grid: Sequence[Any]) -> Sequence[Any]:
+def at_learning_rate(setting: Setting, grid: Sequence[Any]) -> Sequence[Any]:
     """Returns a grid at the learning rate of a setting."""
     return product(values("learning_rate", setting.learning_rate), grid)
 
 
-def make(method: str, number: Limit) -> optax.GradientTransformation:
+def make_clip(method: str, number: Limit) -> optax.GradientTransformation:
     """Returns a named method with its number."""
     if method == "clip_by_group_norm":
         limits = {"matrix": number, "vector": number}
-        return jaxclip.clip_by_group_norm(ranks, limits)
+        return jaxclip.clip_by_group_norm(label_by_rank, limits)
     return jaxclip.named()[method](**{KNOBS[method].argument: number})
 
 
-def ranks(params: Any) -> Any:
+def label_by_rank(params: Any) -> Any:
     """Returns the groups: what is a matrix, and what is not."""
     return jax.tree.map(lambda leaf: "matrix" if leaf.ndim > 1 else "vector", params)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.pages.report import Column, Page, Table
-from experiments.pages.series import Figure, Mode, Series, norm_and_limit
-from experiments.studies.study import Outcome, Study, best, by_setting, rank
+from experiments.pages.series import Figure, Mode, Series, norm_figure
+from experiments.studies.study import Outcome, Study, best, by_setting, sort_key
 
 STEP_BY_STEP = 6  # outcomes whose every step is drawn
 
@@ -16,14 +16,14 @@ STEP_BY_STEP = 6  # outcomes whose every step is drawn
 def page(study: Study, outcomes: Sequence[Outcome], details: Mapping[str, str]) -> Page:
     """Returns the page of a study."""
     chosen = best(outcomes)
-    shown = in_turn(ranked(chosen))[:STEP_BY_STEP]
-    figures = [*study.figures(outcomes), *(over_time(outcome) for outcome in shown)]
+    shown = interleave(sort_outcomes(chosen))[:STEP_BY_STEP]
+    figures = [*study.figures(outcomes), *(step_figure(outcome) for outcome in shown)]
     return Page(
         title=study.name.replace("_", " "),
         question=study.question,
         answer=study.answer(outcomes),
         tables=[
-            table("best", "Each at the best of its own grid", ranked(chosen)),
+            table("best", "Each at the best of its own grid", sort_outcomes(chosen)),
             *study.tables(outcomes),
             table("all", "Every point of every grid", outcomes),
         ],
@@ -32,12 +32,12 @@ def page(study: Study, outcomes: Sequence[Outcome], details: Mapping[str, str]) 
     )
 
 
-def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def sort_outcomes(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Returns outcomes by setting, the best first."""
-    return sorted(outcomes, key=lambda one: (one.arm.setting.name, -rank(one.mean)))
+    return sorted(outcomes, key=lambda one: (one.arm.setting.name, -sort_key(one.mean)))
 
 
-def in_turn(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def interleave(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Returns the first outcome of every setting, then the second of every setting, and so on."""
     rounds = itertools.zip_longest(*by_setting(outcomes).values())
     return [outcome for turn in rounds for outcome in turn if outcome is not None]
@@ -78,68 +78,70 @@ def row(outcome: Outcome) -> list[str | float | int | None]:
         arm.setting.name,
         arm.name,
         arm.knob,
-        finite(point["limit"]) if arm.knob else None,
+        finite_or_none(point["limit"]) if arm.knob else None,
         "edge" if outcome.at_edge else None,
-        *(finite(number) for number in (point["learning_rate"], *numbers)),
+        *(finite_or_none(number) for number in (point["learning_rate"], *numbers)),
         len(outcome.scores),
     ]
 
 
-def finite(number: float) -> float | None:
+def finite_or_none(number: float) -> float | None:
     """Returns a number as a table has it: an empty cell where it is not finite."""
     return number if math.isfinite(number) else None
 
 
-def compared(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
+def comparison_figure(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
     """Returns the figure of mean accuracies with their 95 % intervals, a row an arm."""
     series = [
-        interval(setting, np.array([one.arm.name for one in here]), here, "markers")
-        for setting, here in by_setting(ranked(outcomes)).items()
+        interval_series(setting, np.array([one.arm.name for one in here]), here, "markers")
+        for setting, here in by_setting(sort_outcomes(outcomes)).items()
     ]
     return Figure(
         name, title, "", "accuracy, %", series, caption="Mean of the seeds, 95 % interval."
     )
 
 
-def against_knob(outcomes: Sequence[Outcome], name: str, title: str, x: str) -> Figure:
+def knob_figure(outcomes: Sequence[Outcome], name: str, title: str, x: str) -> Figure:
     """Returns the figure of accuracy against the tuned number, a line an arm."""
     series = []
-    for name_of_arm in dict.fromkeys(named(one, outcomes) for one in outcomes):
-        here = [one for one in outcomes if named(one, outcomes) == name_of_arm]
-        series.append(interval(name_of_arm, np.array([one.point["limit"] for one in here]), here))
+    for name_of_arm in dict.fromkeys(label(one, outcomes) for one in outcomes):
+        here = [one for one in outcomes if label(one, outcomes) == name_of_arm]
+        series.append(
+            interval_series(name_of_arm, np.array([one.point["limit"] for one in here]), here)
+        )
     caption = "Mean of the seeds; the band is its 95 % interval."
     return Figure(name, title, x, "accuracy, %", series, log_x=True, caption=caption)
 
 
-def over_epochs(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
+def epoch_figure(outcomes: Sequence[Outcome], name: str, title: str) -> Figure:
     """Returns the figure of the mean accuracy after every epoch, a line an outcome."""
     series = []
     for outcome in outcomes:
         scores = 100 * np.asarray(outcome.history.score, np.float64)
         epochs = np.arange(1, scores.shape[1] + 1)
-        series.append(Series(named(outcome, outcomes), epochs, scores.mean(0)))
+        series.append(Series(label(outcome, outcomes), epochs, scores.mean(0)))
     return Figure(name, title, "epoch", "accuracy, %", series)
 
 
-def named(outcome: Outcome, outcomes: Sequence[Outcome]) -> str:
+def label(outcome: Outcome, outcomes: Sequence[Outcome]) -> str:
     """Returns the name of an outcome's arm, with its setting where the outcomes have several."""
     several = len({one.arm.setting.name for one in outcomes}) > 1
     return outcome.arm.title if several else outcome.arm.name
 
 
-def over_time(outcome: Outcome) -> Figure:
+def step_figure(outcome: Outcome) -> Figure:
     """Returns the figure of norm and limit, step by step, of the first seed."""
     columns = (outcome.history.norm, outcome.history.limit, outcome.history.clipped)
     arm, limit = outcome.arm, outcome.point["limit"]
     title = f"{arm.title}, {arm.knob} {limit:.4g}" if arm.knob else arm.title
-    return norm_and_limit(
+    return norm_figure(
         f"time-{arm.slug}",
         f"Norm and limit: {title}",
         *(np.asarray(column, np.float64)[0].ravel() for column in columns),
     )
 
 
-def interval(
+def interval_series(
     name: str, x: np.ndarray, outcomes: Sequence[Outcome], mode: Mode = "lines+markers"
 ) -> Series:
     """Returns the mean accuracies of outcomes with their 95 % intervals."""

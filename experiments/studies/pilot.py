@@ -15,7 +15,7 @@ from experiments.training.config import Config, Limit, Trial, trial
 from experiments.training.data import Data
 
 
-def of_setting(setting: Setting, seed: int, folders: Folders) -> jaxclip.Advice:
+def pilot_setting(setting: Setting, seed: int, folders: Folders) -> jaxclip.Advice:
     """Returns what the norms of a setting suggest.
 
     Args:
@@ -24,7 +24,7 @@ def of_setting(setting: Setting, seed: int, folders: Folders) -> jaxclip.Advice:
         folders: the original files of data sets.
     """
     numbers = trial(seed, setting.learning_rate)
-    return pilot(setting.config(unlimited), numbers, setting.data(folders))
+    return pilot(setting.config(no_clip), numbers, setting.data(folders))
 
 
 def pilot(config: Config, trial: Trial, data: Data) -> jaxclip.Advice:
@@ -38,7 +38,7 @@ def pilot(config: Config, trial: Trial, data: Data) -> jaxclip.Advice:
     Raises:
         BadInput: not one norm was finite.
     """
-    unclipped = dataclasses.replace(config, clip=unlimited, schedule=None, per_example=None)
+    unclipped = dataclasses.replace(config, clip=no_clip, schedule=None, per_example=None)
     history = jax.jit(train.train, static_argnums=0)(unclipped, trial, data)
     try:
         return jaxclip.advise(np.ravel(history.norm))
@@ -46,6 +46,6 @@ def pilot(config: Config, trial: Trial, data: Data) -> jaxclip.Advice:
         raise BadInput(f"the pilot tells nothing: {error}") from error
 
 
-def unlimited(limit: Limit) -> optax.GradientTransformation:
+def no_clip(limit: Limit) -> optax.GradientTransformation:
     """Returns a clip that measures and changes nothing."""
     return jaxclip.clip_by_global_norm(jnp.inf)

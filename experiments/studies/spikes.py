@@ -12,7 +12,7 @@ import optax
 import jaxclip
 from experiments.pages.series import Figure, Series
 from experiments.studies import stress
-from experiments.studies.page import compared
+from experiments.studies.page import comparison_figure
 from experiments.studies.settings import SETTINGS, Setting
 from experiments.studies.study import Arm, Outcome, Study, best, by_setting, verdict
 
@@ -50,29 +50,29 @@ def arms(full: bool) -> Sequence[Arm]:
         arm
         for setting in ([spiky, broken, calm] if full else [spiky, broken])
         for arm in (
-            *(clipped(setting, name, clip) for name, clip in CLIPS.items()),
-            *(skipped(setting, name) for name in SKIPS),
+            *(clip_arm(setting, name, clip) for name, clip in CLIPS.items()),
+            *(skip_arm(setting, name) for name in SKIPS),
         )
     ]
 
 
-def clipped(setting: Setting, name: str, clip: Clip) -> Arm:
+def clip_arm(setting: Setting, name: str, clip: Clip) -> Arm:
     """Returns the arm of a clip."""
-    grid = only(setting, SHARES.get(name, 1.0))
+    grid = single_point(setting, SHARES.get(name, 1.0))
     return Arm(name, setting, setting.config(clip), grid, "limit" if name in SHARES else "")
 
 
-def skipped(setting: Setting, name: str) -> Arm:
+def skip_arm(setting: Setting, name: str) -> Arm:
     """Returns the arm of a wrapper around the optimizer."""
 
     def optimizer(learning_rate: jax.Array) -> optax.GradientTransformation:
         return SKIPS[name](setting.optimizer(learning_rate))
 
     config = setting.config(lambda limit: jaxclip.clip_by_global_norm(jnp.inf), optimizer=optimizer)
-    return Arm(name, setting, config, only(setting), knob="")
+    return Arm(name, setting, config, single_point(setting), knob="")
 
 
-def only(setting: Setting, share: float = 1.0) -> Sequence[dict[str, float]]:
+def single_point(setting: Setting, share: float = 1.0) -> Sequence[dict[str, float]]:
     """Returns the grid of one point, whose limit is a share of the usual norm."""
     return [{"limit": share * setting.norm, "learning_rate": setting.learning_rate}]
 
@@ -92,7 +92,7 @@ def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
                 log_y=True,
                 caption="Median over all of them and all seeds.",
             ),
-            compared(best(here), f"best-{setting}", f"{setting}: accuracy in the end"),
+            comparison_figure(best(here), f"best-{setting}", f"{setting}: accuracy in the end"),
         )
     ]
 

@@ -25,7 +25,7 @@ class BadBatches:
 
     def __call__(self, step: jax.Array, batch: Images) -> Images:
         """Returns the batch of a step."""
-        factor = jnp.where(hit(step, self.every), self.factor, 1.0)
+        factor = jnp.where(is_disturbed(step, self.every), self.factor, 1.0)
         return batch._replace(images=factor * batch.images.astype(jnp.float32))
 
 
@@ -52,7 +52,7 @@ class Spikes:
 
     def __call__(self, step: jax.Array, key: jax.Array, gradient: Params) -> Params:
         """Returns the gradient of a step."""
-        factor = jnp.where(hit(step, self.every), self.factor, 1.0)
+        factor = jnp.where(is_disturbed(step, self.every), self.factor, 1.0)
         return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, gradient)
 
 
@@ -64,7 +64,7 @@ class Nans:
 
     def __call__(self, step: jax.Array, key: jax.Array, gradient: Params) -> Params:
         """Returns the gradient of a step."""
-        bad = hit(step, self.every)
+        bad = is_disturbed(step, self.every)
         return jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), gradient)
 
 
@@ -103,7 +103,7 @@ def student_t(key: jax.Array, degrees: float, shape: tuple[int, ...]) -> jax.Arr
     return jnp.sqrt(squared) * jnp.cos(2 * jnp.pi * angle)
 
 
-def hit(step: jax.Array, every: int) -> jax.Array:
+def is_disturbed(step: jax.Array, every: int) -> jax.Array:
     """Returns whether a step is hit."""
     return step % every == every - 1
 

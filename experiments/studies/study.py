@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
     @property
     def scores(self) -> np.ndarray:
         """The score of every seed in the end, on the test data; one that is not finite is nan."""
-        return at_end(self.history.score)
+        return last_scores(self.history.score)
 
     @property
     def mean(self) -> float:
@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
     @property
     def validation(self) -> float:
         """The mean of the scores on the validation data, by which the point is chosen."""
-        return float(np.mean(at_end(self.history.validation)))
+        return float(np.mean(last_scores(self.history.validation)))
 
     @property
     def at_edge(self) -> bool:
@@ -131,13 +131,13 @@ class Study:
     seeds: int = 8
 
 
-def at_end(scores: Any) -> np.ndarray:
+def last_scores(scores: Any) -> np.ndarray:
     """Returns the last of the scores [seeds, epochs] of every seed; one not finite is nan."""
     last = np.asarray(scores, np.float64)[:, -1]
     return np.where(np.isfinite(last), last, np.nan)
 
 
-def rank(score: float) -> float:
+def sort_key(score: float) -> float:
     """Returns what to order a score by: one that is not a number is less than any other."""
     return -math.inf if math.isnan(score) else score
 
@@ -149,7 +149,7 @@ def best(
     """Returns the best outcome of every arm, by default on the validation data, in their order."""
     chosen: dict[str, Outcome] = {}
     for outcome in outcomes:
-        if rank(by(outcome)) > rank(by(chosen.setdefault(outcome.arm.title, outcome))):
+        if sort_key(by(outcome)) > sort_key(by(chosen.setdefault(outcome.arm.title, outcome))):
             chosen[outcome.arm.title] = outcome
     return list(chosen.values())
 
@@ -166,7 +166,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     """Returns, setting by setting, the best arm and those that it cannot be told from."""
     sentences = []
     for setting, here in by_setting(best(outcomes)).items():
-        first, *others = sorted(here, key=lambda one: rank(one.mean), reverse=True)
+        first, *others = sorted(here, key=lambda one: sort_key(one.mean), reverse=True)
         told = zip(others, p_values(first, others), strict=True)
         alike = [one.arm.name for one, p in told if p > LEVEL]
         worse = len(others) - len(alike)

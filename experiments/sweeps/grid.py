@@ -41,7 +41,7 @@ def values(name: str, *numbers: float) -> Grid:
 
 def product(*grids: Grid) -> Grid:
     """Returns every combination of a trial of each grid; later grids win, and vary fastest."""
-    return [merged(parts) for parts in itertools.product(*grids)]
+    return [merge(parts) for parts in itertools.product(*grids)]
 
 
 def chain(*grids: Grid) -> Grid:
@@ -51,10 +51,10 @@ def chain(*grids: Grid) -> Grid:
 
 def zipped(*grids: Grid) -> Grid:
     """Returns the first trials of all grids as one, then the second ones; lengths must agree."""
-    return [merged(parts) for parts in zip(*grids, strict=True)]
+    return [merge(parts) for parts in zip(*grids, strict=True)]
 
 
-def merged(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def merge(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Returns one trial with the arguments of all parts."""
     return dict(itertools.chain.from_iterable(part.items() for part in parts))
 

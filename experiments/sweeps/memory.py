@@ -15,7 +15,7 @@ from jax.extend import core
 from jaxclip.per_example.equations import scan_inputs
 
 # What XLA makes arrays for; all else works entry by entry, or only looks at an array differently.
-MADE = frozenset(
+MATERIALIZED = frozenset(
     {
         "dot_general", "conv_general_dilated", "gather", "scatter", "scatter_add", "scatter-add",
         "sort", "cumsum", "reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or",
@@ -25,7 +25,7 @@ MADE = frozenset(
 )  # fmt: skip
 
 # What XLA rather computes once than in each of its uses.
-DEAR = frozenset(
+EXPENSIVE = frozenset(
     {
         "exp",
         "exp2",
@@ -52,7 +52,7 @@ def peak(jaxpr: core.Jaxpr, carried: int = 0) -> int:
             written where they came from.
     """
     sources: dict[core.Var, frozenset[core.Var]] = {}
-    needed = made(jaxpr) - in_place(jaxpr, carried)
+    needed = find_materialized(jaxpr) - find_in_place(jaxpr, carried)
     steps = []
     for eqn in jaxpr.eqns:
         read = frozenset().union(*(sources.get(var, frozenset()) for var in variables(eqn.invars)))
@@ -85,25 +85,27 @@ def peak(jaxpr: core.Jaxpr, carried: int = 0) -> int:
     return most
 
 
-def made(jaxpr: core.Jaxpr) -> set[core.Var]:
+def find_materialized(jaxpr: core.Jaxpr) -> set[core.Var]:
     """Returns the variables that XLA makes arrays for."""
     found = set(variables(jaxpr.outvars))
     uses = Counter(var for eqn in jaxpr.eqns for var in variables(eqn.invars))
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in MADE or any(inner_jaxprs(eqn)):
+        if eqn.primitive.name in MATERIALIZED or any(inner_jaxprs(eqn)):
             found.update(eqn.outvars)
             found.update(variables(eqn.invars))
-        if eqn.primitive.name in DEAR:
+        if eqn.primitive.name in EXPENSIVE:
             found.update(var for var in eqn.outvars if uses[var] > 1)
     return found
 
 
-def in_place(jaxpr: core.Jaxpr, carried: int) -> set[core.Var]:
+def find_in_place(jaxpr: core.Jaxpr, carried: int) -> set[core.Var]:
     """Returns what is written where something else was: carries of loops, that nothing else made.
 
     The first value of a carry is written where the loop has it.
     """
-    by_made = {var for eqn in jaxpr.eqns if eqn.primitive.name in MADE for var in eqn.outvars}
+    by_made = {
+        var for eqn in jaxpr.eqns if eqn.primitive.name in MATERIALIZED for var in eqn.outvars
+    }
     found = set(variables(jaxpr.outvars[:carried])) - by_made
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "scan":

@@ -43,17 +43,17 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def told_by_first(tree: Any) -> Any:
+def broadcast(tree: Any) -> Any:
     """Returns the arrays that the first process has; all must give arrays of the same shapes."""
     return multihost_utils.broadcast_one_to_all(tree)
 
 
-def gathered(tree: Any) -> Any:
+def gather(tree: Any) -> Any:
     """Returns arrays that lie over the devices of all processes as whole arrays of the host."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def placed(tree: Any, sharding: NamedSharding) -> Any:
+def place(tree: Any, sharding: NamedSharding) -> Any:
     """Returns arrays of the host, which every process has whole, laid over the devices of all."""
 
     def place(leaf: Any) -> jax.Array:

@@ -63,15 +63,15 @@ def sweep(
     size = -(-min(chunk, len(trials.seed)) // devices) * devices
     check_memory(config, trials, data, size, free_memory() if memory is None else memory)
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    shared = processes.placed(data, NamedSharding(mesh, PartitionSpec()))
-    lowered = many(config, mesh).lower(pick(trials, 0, size, mesh), shared)
-    wanted = identity(lowered.as_text(), trials, data, size)
-    claim = files.claimed(folder / "sweep.json", wanted)
+    shared = processes.place(data, NamedSharding(mesh, PartitionSpec()))
+    lowered = parallel_training(config, mesh).lower(select_trials(trials, 0, size, mesh), shared)
+    wanted = describe(lowered.as_text(), trials, data, size)
+    claim = files.claim(folder / "sweep.json", wanted)
     with claim if processes.is_first() else nullcontext():
-        return in_chunks(lowered, trials, shared, folder, size, mesh, report)
+        return sweep_chunks(lowered, trials, shared, folder, size, mesh, report)
 
 
-def in_chunks(
+def sweep_chunks(
     lowered: jax.stages.Lowered,
     trials: Trial,
     data: Data,
@@ -84,7 +84,7 @@ def in_chunks(
     total = len(trials.seed)
     starts = range(0, total, size)
     paths = [folder / f"trials-{start}.npz" for start in starts]
-    there = processes.told_by_first(np.array([path.exists() for path in paths]))
+    there = processes.broadcast(np.array([path.exists() for path in paths]))
     counts = [min(size, total - start) for start in starts]
     done = sum(itertools.compress(counts, there))
     report(done, total)
@@ -99,7 +99,7 @@ def in_chunks(
     for start, path, count in chunks:
         if compiled is None or start in parts:
             continue
-        history = processes.gathered(compiled(pick(trials, start, size, mesh), data))
+        history = processes.gather(compiled(select_trials(trials, start, size, mesh), data))
         parts[start] = jax.tree.map(lambda leaf, count=count: leaf[:count], history)
         if processes.is_first():
             files.write_arrays(path, parts[start]._asdict())
@@ -109,12 +109,12 @@ def in_chunks(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *ordered)
 
 
-def many(config: Config, mesh: Mesh) -> Any:
+def parallel_training(config: Config, mesh: Mesh) -> Any:
     """Returns the training of many trials side by side, compiled; devices never talk."""
     # By hand, because an automatic partition is free to gather what has no need to meet.
     return jax.jit(
         jax.shard_map(
-            side_by_side(config),
+            batch_training(config),
             mesh=mesh,
             in_specs=(PartitionSpec(AXIS), PartitionSpec()),
             out_specs=PartitionSpec(AXIS),
@@ -123,19 +123,19 @@ def many(config: Config, mesh: Mesh) -> Any:
     )
 
 
-def side_by_side(config: Config) -> Callable[[Trial, Data], History]:
+def batch_training(config: Config) -> Callable[[Trial, Data], History]:
     """Returns the training of many trials on one device."""
     return jax.vmap(functools.partial(train.train, config), (0, None))
 
 
-def pick(trials: Trial, start: int, size: int, mesh: Mesh) -> Trial:
+def select_trials(trials: Trial, start: int, size: int, mesh: Mesh) -> Trial:
     """Returns `size` trials from `start` on; the last one fills up what is missing."""
     rows = np.minimum(np.arange(start, start + size), len(trials.seed) - 1)
     chosen = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], trials)
-    return processes.placed(chosen, NamedSharding(mesh, PartitionSpec(AXIS)))
+    return processes.place(chosen, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def identity(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, Any]:
+def describe(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, Any]:
     """Returns all that the bits of a sweep depend on."""
     return {
         "program_sha256": hashlib.sha256(program.encode()).hexdigest(),
@@ -155,13 +155,13 @@ def read(file: Path, shapes: History, count: int) -> History:
     """
     if not processes.is_first():
         nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
-        return processes.told_by_first(nothing)
+        return processes.broadcast(nothing)
     arrays: Any = files.read_arrays(file, REMEDY)
-    with files.readable(file, REMEDY):
+    with files.read_errors(file, REMEDY):
         files.check_arrays(arrays, {
             name: ((count, *kept.shape[1:]), kept.dtype) for name, kept in shapes._asdict().items()
         })  # fmt: skip
-    return processes.told_by_first(History(**arrays))
+    return processes.broadcast(History(**arrays))
 
 
 def check_chunks(folder: Path) -> None:
@@ -174,10 +174,10 @@ def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: 
     """Raises `BadInput`, before compiling, where a chunk takes more than `memory` bytes here."""
     devices = jax.local_device_count()
     each_has = chunk // len(jax.devices())
-    traced = jax.make_jaxpr(side_by_side(config))(few(trials, each_has), data)
-    if devices * (size_of(data) + FAR_OFF * peak(traced.jaxpr)) < memory:
+    traced = jax.make_jaxpr(batch_training(config))(resize_trials(trials, each_has), data)
+    if devices * (tree_nbytes(data) + FAR_OFF * peak(traced.jaxpr)) < memory:
         return
-    shared, each = measured_memory(config, trials, data)
+    shared, each = measure_memory(config, trials, data)
     wanted = devices * (shared + each_has * each)
     if wanted > memory:
         fits = (memory // devices - shared) // each * len(jax.devices())
@@ -190,14 +190,14 @@ def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: 
         )
 
 
-def measured_memory(config: Config, trials: Trial, data: Data) -> tuple[int, int]:
+def measure_memory(config: Config, trials: Trial, data: Data) -> tuple[int, int]:
     """Returns the bytes that the trials on a device share, and those that each of them takes.
 
     It is what XLA plans for a few and for twice as many, which are never run.
     """
 
     def planned(count: int) -> int:
-        lowered = jax.jit(side_by_side(config)).lower(few(trials, count), data)
+        lowered = jax.jit(batch_training(config)).lower(resize_trials(trials, count), data)
         plan: Any = lowered.compile({"xla_llvm_disable_expensive_passes": True}).memory_analysis()
         return plan.temp_size_in_bytes + plan.output_size_in_bytes + plan.argument_size_in_bytes
 
@@ -206,12 +206,12 @@ def measured_memory(config: Config, trials: Trial, data: Data) -> tuple[int, int
     return once - FEW * each, each
 
 
-def few(trials: Trial, count: int) -> Trial:
+def resize_trials(trials: Trial, count: int) -> Trial:
     """Returns `count` trials."""
     return jax.tree.map(lambda leaf: np.resize(leaf, count), trials)
 
 
-def size_of(tree: Any) -> int:
+def tree_nbytes(tree: Any) -> int:
     """Returns the bytes of all arrays in a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 

@@ -93,7 +93,7 @@ class CharLm(OfNetwork):
 
     def data(self, folder: Path | None = None) -> Data:
         """Returns windows u8[n, context + 1] of the text; those of its last tenth are the test."""
-        symbols = encoded()
+        symbols = encode()
         split = len(symbols) * 9 // 10
         rng = np.random.default_rng(0)
         return Data(
@@ -136,7 +136,7 @@ def alphabet() -> str:
     return "".join(sorted(set(text())))
 
 
-def encoded() -> np.ndarray:
+def encode() -> np.ndarray:
     """Returns the text as numbers u8[characters] of the alphabet."""
     numbers = {character: number for number, character in enumerate(alphabet())}
     return np.array([numbers[character] for character in text()], np.uint8)

@@ -94,13 +94,13 @@ def load(
     if folder is not None:
         verify(dataset, folder)
     path = cache / f"{dataset}.npz"
-    arrays = kept_arrays(dataset, path, tell)
+    arrays = read_prepared(dataset, path, tell)
     if arrays is None:
         if folder is None:
             require_network(dataset)
-        with files.new_folder(cache, "name another one by JAXCLIP_CACHE", wait=True):
+        with files.open_folder(cache, "name another one by JAXCLIP_CACHE", wait=True):
             # Another process may have prepared them meanwhile.
-            arrays = kept_arrays(dataset, path) or prepared(dataset, folder, cache, tell)
+            arrays = read_prepared(dataset, path) or prepare_and_keep(dataset, folder, cache, tell)
     return Data(
         train=Images(arrays["train_images"], arrays["train_labels"]),
         test=Images(arrays["test_images"], arrays["test_labels"]),
@@ -125,7 +125,7 @@ def verify(dataset: str, folder: Path) -> None:
             )
 
 
-def kept_arrays(
+def read_prepared(
     dataset: str, path: Path, tell: Callable[[str], object] = lambda line: None
 ) -> dict[str, np.ndarray] | None:
     """Returns the arrays kept at `path`, or None where they are missing or not the prepared ones.
@@ -139,7 +139,7 @@ def kept_arrays(
         return None
     try:
         arrays = files.read_arrays(path, "it is made anew")
-        with files.readable(path, "it is made anew"):
+        with files.read_errors(path, "it is made anew"):
             check_prepared(dataset, arrays)
     except BadInput as error:
         tell(str(error))
@@ -154,7 +154,7 @@ def check_prepared(dataset: str, arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"expected arrays of SHA-256 {PREPARED[dataset]}, found {found}")
 
 
-def prepared(
+def prepare_and_keep(
     dataset: str, folder: Path | None, cache: Path, tell: Callable[[str], object]
 ) -> dict[str, np.ndarray]:
     """Prepares a data set in a folder that this process has locked, and keeps its arrays."""

@@ -63,10 +63,10 @@ class History(NamedTuple):
 
 def steps_per_epoch(config: Config, data: Data) -> int:
     """Returns how many whole batches there are in the training data."""
-    return rows_of(data) // config.batch_size
+    return example_count(data) // config.batch_size
 
 
-def rows_of(data: Data) -> int:
+def example_count(data: Data) -> int:
     """Returns the number of training examples."""
     return len(jax.tree.leaves(data.train)[0])
 
@@ -119,9 +119,9 @@ def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State
             gradient = config.disturb(count, jax.random.fold_in(disturbance, index), gradient)
         updates, opt_state = update(gradient, opt_state, params, value=loss)
         params = optax.apply_updates(params, updates)
-        return (params, opt_state), (loss, *(examples or seen(gradient, opt_state)))
+        return (params, opt_state), (loss, *(examples or clip_series(gradient, opt_state)))
 
-    rows, mask = config.sampler(sampling, rows_of(data), steps, config.batch_size)
+    rows, mask = config.sampler(sampling, example_count(data), steps, config.batch_size)
     (params, opt_state), series = jax.lax.scan(
         step, (state.params, state.opt_state), (jnp.arange(steps), rows, mask)
     )
@@ -156,15 +156,15 @@ def value_and_grad(
     return value, gradient, (jnp.sqrt(square), limit, clipped)
 
 
-def seen(gradient: Any, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array, jax.Array]:
+def clip_series(gradient: Any, opt_state: optax.OptState) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns norm, limit and share clipped, from the metrics of the clip under study."""
-    metrics = studied(opt_state)
+    metrics = find_metrics(opt_state)
     if metrics is None:
         return jaxclip.global_norm(gradient), jnp.full((), jnp.nan), jnp.zeros(())
     return metrics.norm, metrics.limit, metrics.clipped
 
 
-def studied(opt_state: optax.OptState) -> jaxclip.ClipMetrics | None:
+def find_metrics(opt_state: optax.OptState) -> jaxclip.ClipMetrics | None:
     """Returns the metrics of the clip under study: of the one named `clip`, or of the only one.
 
     Raises:

@@ -89,10 +89,10 @@ def test_a_folder_or_nothing_in_the_place_of_a_file_is_told(tmp_path, read):
 
 
 def test_another_process_is_waited_for_where_that_is_asked_for(tmp_path):
-    with files.locked(tmp_path):
-        with pytest.raises(BadInput, match="another process"), files.locked(tmp_path):
+    with files.lock(tmp_path):
+        with pytest.raises(BadInput, match="another process"), files.lock(tmp_path):
             pass
-        thread = threading.Thread(target=lambda: files.locked(tmp_path, wait=True).__enter__())
+        thread = threading.Thread(target=lambda: files.lock(tmp_path, wait=True).__enter__())
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()

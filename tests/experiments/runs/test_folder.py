@@ -24,7 +24,7 @@ ORIGIN = {"config": CONFIG, "versions": {"jax": "0.10.2", "python": "3.11.7"}}
 
 @pytest.fixture
 def run(tmp_path):
-    with runs.created(tmp_path / "run", "name", CONFIG) as run:
+    with runs.create_run(tmp_path / "run", "name", CONFIG) as run:
         run.begin(files.versions())
         return run
 
@@ -53,7 +53,7 @@ def test_by_default_every_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = set()
     for _ in range(3):
-        with runs.created(None, "mnist ../zclip(z=2.5)", CONFIG) as run:
+        with runs.create_run(None, "mnist ../zclip(z=2.5)", CONFIG) as run:
             folders.add(run.folder)
     assert len(folders) == 3
     for folder in folders:
@@ -64,7 +64,7 @@ def test_by_default_every_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_what_is_in_a_folder_is_never_overwritten(run):
     with (
         pytest.raises(BadInput, match=r"holds something already.*--resume"),
-        runs.created(run.folder, "name", {}),
+        runs.create_run(run.folder, "name", {}),
     ):
         pass
     assert run.config == CONFIG
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with (
             pytest.raises(BadInput, match=r"cannot be written.*--out"),
-            runs.created(folder, "name", CONFIG),
+            runs.create_run(folder, "name", CONFIG),
         ):
             pass
 
@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
 def test_a_second_process_is_told_before_either_has_written(tmp_path, monkeypatch):
     """The second one comes when the first has found the folder empty and not yet written."""
     write = files.write_json
-    second = runs.created(tmp_path / "run", "name", {"task": "other"})
+    second = runs.create_run(tmp_path / "run", "name", {"task": "other"})
 
     def meanwhile(path, value):
         monkeypatch.setattr(files, "write_json", write)
@@ -92,14 +92,14 @@ def test_a_second_process_is_told_before_either_has_written(tmp_path, monkeypatc
         write(path, value)
 
     monkeypatch.setattr(files, "write_json", meanwhile)
-    with runs.created(tmp_path / "run", "name", CONFIG) as run:
+    with runs.create_run(tmp_path / "run", "name", CONFIG) as run:
         assert run.config == CONFIG
 
 
 def test_what_a_killed_creation_leaves_is_no_hindrance(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / "config.json.123.part").write_text("{")
-    with runs.created(tmp_path, "name", CONFIG) as run:
+    with runs.create_run(tmp_path, "name", CONFIG) as run:
         assert {path.name for path in run.folder.iterdir()} == {".lock", "config.json"}
 
 
@@ -176,7 +176,7 @@ def test_half_a_checkpoint_does_not_count(run, equal):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A run of two epochs with a checkpoint of each."""
-    with runs.created(tmp_path_factory.mktemp("saved") / "run", "name", CONFIG) as run:
+    with runs.create_run(tmp_path_factory.mktemp("saved") / "run", "name", CONFIG) as run:
         run.begin(files.versions())
         for epoch in (1, 2):
             run.append(epoch, history([1.0, 2.0]))

@@ -29,7 +29,7 @@ def colors(path):
 
 
 def draw(metrics, path):
-    drawn = page.figures_of(metrics)
+    drawn = page.make_figures(metrics)
     files.write(path, lambda file: figures.save(drawn, file, "png"))
 
 

@@ -80,7 +80,7 @@ def clipped_sum(limit, batch, mask):
     def loss(params, example):
         return jnp.sum(example * params)
 
-    _, total, info = private.clipped_sum(loss, limit)(jnp.zeros(2), batch, example_mask=mask)
+    _, total, info = private.sum_clipped(loss, limit)(jnp.zeros(2), batch, example_mask=mask)
     return total, info
 
 
@@ -244,7 +244,7 @@ def test_the_command_leaves_a_folder_that_tells_all(without_packages, capsys):
 def without_packages(tiny_mnist, monkeypatch):
     """Puts no noise and no accounting in the place of the packages."""
     monkeypatch.setattr(private, "noise_multiplier", lambda *target: 0.5)
-    monkeypatch.setattr(private, "needed", lambda module: None)
+    monkeypatch.setattr(private, "import_privacy", lambda module: None)
     monkeypatch.setattr(private, "PACKAGES", ())
     quiet = functools.partial(private.private_config, add=silent)
     monkeypatch.setattr(private, "private_config", quiet)

@@ -27,9 +27,9 @@ SETTING = Setting("line", Line(), norm=1.0, batch_size=8)
 
 def arms(full):
     """A clip of three limits, of which the smallest hardly moves, and none."""
-    arm = knobs.arm("clip_by_global_norm", SETTING)
-    grid = knobs.at(SETTING, values("limit", 1e-6, 0.3, 3.0))
-    return [dataclasses.replace(arm, grid=grid), knobs.without(SETTING)]
+    arm = knobs.make_arm("clip_by_global_norm", SETTING)
+    grid = knobs.at_learning_rate(SETTING, values("limit", 1e-6, 0.3, 3.0))
+    return [dataclasses.replace(arm, grid=grid), knobs.unclipped_arm(SETTING)]
 
 
 STUDY = Study(
@@ -37,9 +37,9 @@ STUDY = Study(
     question="Which <limit>?",
     arms=arms,
     figures=lambda outcomes: [
-        page.compared(best(outcomes), "best", "Best"),
-        page.against_knob(outcomes[:3], "limits", "Limits", "limit"),
-        page.over_epochs(best(outcomes), "epochs", "Epochs"),
+        page.comparison_figure(best(outcomes), "best", "Best"),
+        page.knob_figure(outcomes[:3], "limits", "Limits", "limit"),
+        page.epoch_figure(best(outcomes), "epochs", "Epochs"),
     ],
     answer=verdict,
 )
@@ -138,7 +138,7 @@ def test_every_setting_has_its_turn(lines):
     one, two, three, other = compared(lines)
     elsewhere = dataclasses.replace(other.arm, setting=dataclasses.replace(SETTING, name="z"))
     other = other._replace(arm=elsewhere)
-    assert page.in_turn([one, two, three, other]) == [one, other, two, three]
+    assert page.interleave([one, two, three, other]) == [one, other, two, three]
 
 
 def test_of_many_differences_fewer_count(lines, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_folder_of_another_study_or_version_is_refused(lines, capsys):
 
 
 def test_a_damaged_chunk_of_the_last_arm_is_told_before_the_first_is_trained(lines, capsys):
-    last = lines / "there/arms" / knobs.without(SETTING).slug
+    last = lines / "there/arms" / knobs.unclipped_arm(SETTING).slug
     last.mkdir(parents=True)
     wanted = {"study": "lines", "full": False, "settings": ["line"], "versions": files.versions()}
     (lines / "there/study.json").write_text(json.dumps(wanted))
@@ -205,7 +205,7 @@ def test_a_damaged_chunk_of_the_last_arm_is_told_before_the_first_is_trained(lin
 
 
 def test_a_run_without_an_epoch_has_no_page(tmp_path, capsys):
-    with runs.created(tmp_path / "run", "name", {}) as run:
+    with runs.create_run(tmp_path / "run", "name", {}) as run:
         run.begin(files.versions())
         run.cut(0)
     assert main(["report", str(tmp_path / "run")]) == 2
@@ -214,7 +214,7 @@ def test_a_run_without_an_epoch_has_no_page(tmp_path, capsys):
 
 def test_a_second_process_is_refused(lines, capsys):
     (lines / "there").mkdir()
-    with files.locked(lines / "there"):
+    with files.lock(lines / "there"):
         assert main(["compare", "lines", "--out", "there"]) == 2
     assert "another process is writing into there" in capsys.readouterr().err
 

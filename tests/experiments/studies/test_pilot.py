@@ -71,4 +71,4 @@ def test_a_pilot_without_a_finite_norm_says_so(monkeypatch):
         train, "train", lambda *arguments: History(*[nothing] * len(History._fields))
     )
     with pytest.raises(BadInput, match="the pilot tells nothing: there are 6 norms and none is"):
-        pilot.pilot(Config(Line(), pilot.unlimited), trial(), LINE)
+        pilot.pilot(Config(Line(), pilot.no_clip), trial(), LINE)

@@ -85,14 +85,18 @@ def test_the_trials_are_those_of_train_alone(tmp_path):
 
 def test_the_devices_do_not_talk_and_share_the_trials():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), (sweep.AXIS,))
-    program = sweep.many(CONFIG, mesh).lower(sweep.pick(TRIALS, 0, 24, mesh), LINE).compile()
+    program = (
+        sweep.parallel_training(CONFIG, mesh)
+        .lower(sweep.select_trials(TRIALS, 0, 24, mesh), LINE)
+        .compile()
+    )
     assert len(jax.devices()) == 8
     for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute"):
         assert collective not in program.as_text()
 
 
 def test_a_second_sweep_on_the_folder_refuses(tmp_path):
-    with files.locked(tmp_path), pytest.raises(BadInput, match="another process"):
+    with files.lock(tmp_path), pytest.raises(BadInput, match="another process"):
         sweep.sweep(CONFIG, TRIALS, LINE, tmp_path)
 
 
@@ -193,7 +197,7 @@ def test_what_a_kill_leaves_at_the_very_start_is_no_hindrance(tmp_path):
 
 @pytest.mark.slow
 def test_a_chunk_too_large_is_told_with_one_that_fits(tmp_path):
-    shared, each = sweep.measured_memory(CONFIG, TRIALS, LINE)
+    shared, each = sweep.measure_memory(CONFIG, TRIALS, LINE)
     memory = 8 * (shared + 2 * each) + 4
     with pytest.raises(BadInput, match=r"a chunk of 24 trials .* give a chunk of 16 or less"):
         sweep.sweep(CONFIG, TRIALS, LINE, tmp_path, chunk=24, memory=memory)
@@ -209,10 +213,10 @@ def test_the_memory_of_a_chunk_is_predicted_within_a_quarter():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1000, 28, 28, 1), dtype=np.uint8)
     data = Data(*[Images(images, np.zeros(1000, np.uint8))] * 2)
-    shared, each = sweep.measured_memory(config, TRIALS, data)
-    trials = sweep.few(TRIALS, 48)
-    plan = sweep.many(config, mesh).lower(trials, data).compile().memory_analysis()
+    shared, each = sweep.measure_memory(config, TRIALS, data)
+    trials = sweep.resize_trials(TRIALS, 48)
+    plan = sweep.parallel_training(config, mesh).lower(trials, data).compile().memory_analysis()
     planned = plan.temp_size_in_bytes + plan.output_size_in_bytes + plan.argument_size_in_bytes
     assert abs(shared + 48 * each - planned) < 0.25 * planned
-    rough = peak(jax.make_jaxpr(sweep.side_by_side(config))(trials, data).jaxpr)
+    rough = peak(jax.make_jaxpr(sweep.batch_training(config))(trials, data).jaxpr)
     assert planned / sweep.FAR_OFF < rough < planned * sweep.FAR_OFF
