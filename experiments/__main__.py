@@ -23,7 +23,7 @@ Command = RunMnist | RunPrivate | Compare | Pilot | Report
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command, and returns the exit status: 2 where the user has something to put right."""
+    """Runs a command, and returns the exit status: 2 for an error that the user can fix."""
     try:
         options = parse(arguments)
         if isinstance(options, Run) and options.resume is not None:
@@ -40,15 +40,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str], *defaults: RunMnist | RunPrivate) -> Command:
-    """Returns the options that the arguments give, or else the defaults."""
-    told = io.StringIO()
+    """Returns the options that the arguments give, otherwise the defaults."""
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(message):
             return commands(*defaults).cli(prog=PROGRAM, args=arguments)
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise BadInput(unbox(told.getvalue())) from exit
+        raise BadInput(unbox(message.getvalue())) from exit
 
 
 def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
@@ -66,7 +66,7 @@ def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
 
 
 def unbox(message: str) -> str:
-    """Returns what tyro says in a box, with help of many lines, as one line."""
+    """Returns tyro's boxed message of many lines as one line."""
     # The rules between the sections are of hyphens where the output is not UTF-8.
     _, *sections = re.split(r"─{3,}|-{9,}", re.sub("[│╭╮╰╯]", "", message))
     texts = [" ".join(section.split()).rstrip(".") for section in sections]

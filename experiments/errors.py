@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class BadInput(ValueError):
-    """A mistake in what the user gave; its message is one line: what, why and what to do."""
+    """An error in the user's input; its message is one line: what, why and what to do."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -16,9 +16,9 @@ def check_name(name: str, known: Iterable[str], kind: str, option: str = "") -> 
     """Raises `BadInput` where a name is unknown, with the nearest one that is known.
 
     Args:
-        name: what the user gave.
+        name: the user's input.
         known: the names that there are.
-        kind: what they name.
+        kind: the kind of thing that they name.
         option: the option that the name belongs to.
     """
     names = list(known)

@@ -30,7 +30,7 @@ from experiments.errors import BadInput
 
 PACKAGES = ("jaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LOCK = ".lock"
-PART = re.compile(r".+\.\d+\.part")  # what a writer that was killed leaves behind
+PART = re.compile(r".+\.\d+\.part")  # the part of a file that a killed writer left
 LONG = 40  # characters of a value that a message does not repeat, such as a hash
 LARGEST = float(np.finfo(np.float64).max)
 
@@ -50,7 +50,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, write_into: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file under a temporary name and renames it, so that nobody meets half of it.
+    """Writes a file under a temporary name and renames it, so that no reader meets half of it.
 
     Raises:
         BadInput: the disk is full, or the file cannot be written for another reason.
@@ -293,7 +293,7 @@ def check(value: Any, expected: Any, place: str = "the value") -> None:
     """Raises `ValueError` where a value from JSON is not of a type.
 
     Args:
-        value: what JSON holds.
+        value: a value from JSON.
         expected: a type of plain values, a union, `Literal`, `list`, `Sequence`, `tuple[T, ...]`,
             `Mapping[str, T]`, or a record: a named tuple, a dataclass or a `TypedDict`. A `float`
             is finite, and an array is a list of numbers or null, or of strings.
@@ -335,9 +335,9 @@ def check_record(value: Mapping[str, Any], hints: Mapping[str, Any], keys: Itera
     """Raises `ValueError` where a mapping is not a record.
 
     Args:
-        value: what JSON holds.
+        value: a value from JSON.
         hints: the type of every key that it may have.
-        keys: those that it has to have.
+        keys: the required ones.
     """
     if missing := [name for name in keys if name not in value]:
         raise ValueError(f"{', '.join(missing)} missing")
@@ -391,7 +391,7 @@ def check_arrays(
             raise ValueError(f"{name} is {array.dtype}{array.shape}, not {dtype}{tuple(shape)}")
 
 
-# What a file holds
+# Contents
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -446,7 +446,7 @@ def versions(*packages: str) -> dict[str, str]:
     """Returns the versions and the machine that the bits of a training depend on.
 
     Args:
-        packages: those that it depends on, besides the usual ones.
+        packages: further packages that it depends on.
     """
     return {
         "python": platform.python_version(),

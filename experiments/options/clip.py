@@ -28,7 +28,7 @@ class Limit(NamedTuple):
 
 
 def constant_limit(limit: float) -> Limit:
-    """Returns a limit that stays what it is."""
+    """Returns a constant limit."""
     return Limit(None, limit, limit, 1.0)
 
 
@@ -59,7 +59,7 @@ def read_limit(text: str) -> Limit:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A named method of jaxclip as it is written on the command line; called, it makes the clip.
+    """A named method of jaxclip, as written on the command line; calling it makes the clip.
 
     Attributes:
         text: `method` or `method(arguments)`, the arguments being Python literals.
@@ -163,7 +163,7 @@ class Clip:
 
     @property
     def own_limit(self) -> float:
-        """The limit in the text, or else the method's default, or else 1."""
+        """The limit in the text; without one the method's default, otherwise 1."""
         if self.limit_name is None:
             return 1.0
         default = self.signature.parameters[self.limit_name].default

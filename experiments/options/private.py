@@ -18,7 +18,7 @@ class RunPrivate(Run):
     """Train a CNN on MNIST so that its parameters are (epsilon, delta)-differentially private.
 
     jaxclip clips the gradient of every example, jax-privacy adds the noise, and dp-accounting
-    computes how much of it is needed: pip install 'jaxclip[privacy]'.
+    computes how much: pip install 'jaxclip[privacy]'.
 
     Attributes:
         epsilon: The privacy budget; 2 and 8 are common. Less is more private, and takes more noise.
@@ -53,7 +53,7 @@ class RunPrivate(Run):
         check_seed(self.seed)
 
     def job(self) -> Job:
-        """Returns what is trained, the noise being accounted for."""
+        """Returns the training, with the noise that its budget takes."""
         for module in ("jax_privacy", "dp_accounting"):
             private.import_privacy(module)
         task = MnistCnn()

@@ -1,4 +1,4 @@
-"""The options of a run, and what they mean."""
+"""The options of a run, and the training that they describe."""
 
 import abc
 import dataclasses
@@ -59,7 +59,7 @@ class Run(abc.ABC):
 
     @abc.abstractmethod
     def job(self) -> Job:
-        """Returns what is trained."""
+        """Returns the training."""
 
     def carry_out(self, command: str) -> None:
         """Trains, and prints how it went."""
@@ -79,14 +79,14 @@ class Run(abc.ABC):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Returns the options that decide what a run is, as JSON has them, defaults included."""
+        """Returns the options that decide a run's bits, as JSON values, defaults included."""
         kept = {name: getattr(self, name) for name in self.deciding()}
         plain = {key: list(x) if isinstance(x, tuple) else x for key, x in kept.items()}
         return {"task": self.task, **plain}
 
     @classmethod
     def deciding(cls) -> list[str]:
-        """Returns the names of the options that decide what a run is."""
+        """Returns the names of the options that decide a run's bits."""
         return [field.name for field in dataclasses.fields(cls) if field.name not in PLACES]
 
     def resumed(self) -> Self:
@@ -138,7 +138,7 @@ class RunMnist(Run):
             training from its first value to its last one, linear:1.0:0.1, cosine:1.0:0.1 or
             step:1.0:0.1. A third number is the share of the steps after which the last value is
             reached, as in step:1.0:0.1:0.75; default: all of them, and half of them for a step.
-            Default: the method's own limit, or else 1.0.
+            Default: the method's own limit, otherwise 1.0.
         clip_last: Clip the update that the optimizer makes, instead of the gradient. It is the
             place for clip_weights and for methods that bound the update.
         optimizer: The optimizer; momentum is SGD with momentum 0.9.
@@ -171,7 +171,7 @@ class RunMnist(Run):
         self.trial()
 
     def job(self) -> Job:
-        """Returns what is trained."""
+        """Returns the training."""
         config = self.config()
         title = " ".join([self.dataset, self.clip, *([self.limit] if self.limit else [])])
         return Job(
@@ -183,7 +183,7 @@ class RunMnist(Run):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Returns the options that decide what a run is, the method's own limit included."""
+        """Returns the options that decide a run's bits, the method's own limit included."""
         clip = Clip(self.clip)
         limit = self.limit
         if limit is None and clip.limit_name is not None and clip.limit_name not in clip.arguments:
@@ -233,7 +233,7 @@ class RunMnist(Run):
             return constant_limit(clip.own_limit)
         if clip.limit_name is None:
             raise BadInput(
-                f"--limit {self.limit}: {clip.name} takes no limit; what it does take is "
+                f"--limit {self.limit}: {clip.name} takes no limit; it takes "
                 f"{clip.name}{clip.signature}"
             )
         if clip.limit_name in clip.arguments:

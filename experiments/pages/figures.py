@@ -175,5 +175,5 @@ def row_traces(one: Series, color: str) -> list[dict[str, Any]]:
 
 
 def escape(text: str) -> str:
-    """Returns a text that plotly shows as it is, where it would read some tags."""
+    """Returns a text that plotly shows verbatim; it would interpret some tags."""
     return html.escape(text, quote=False)

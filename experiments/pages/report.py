@@ -1,6 +1,6 @@
-"""A page: what was asked, what came out, and how, as one HTML file and as files for a paper.
+"""A page: a question, its answer, and how it was found, as one HTML file and as files for a paper.
 
-It knows nothing of trainings: whoever makes a `Page` has computed all that is on it.
+It knows nothing of trainings: everything on a `Page` is computed before.
 """
 
 import csv
@@ -18,7 +18,7 @@ from experiments.pages import figures
 from experiments.pages.series import Figure, Series, fit_to_page, to_list
 
 PARTS = Path(__file__).parent
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run begins so
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs cells that begin so
 NOT_FINITE = ("inf", "-inf", "nan")
 Cell = str | float | int | None
 Format = Literal["{}", "{:d}", "{:.0f}", "{:.1f}", "{:.2f}", "{:.3g}", "{:.4f}", "{:.4g}"]
@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
     Attributes:
         name: the name of its files.
-        title: what stands above it.
+        title: its heading.
         columns: its columns.
         rows: a cell a column.
     """
@@ -48,14 +48,14 @@ class Table(NamedTuple):
 
 
 class Page(NamedTuple):
-    """All that is on a page.
+    """The content of a page.
 
     Attributes:
         title: its title.
-        question: what is asked.
-        answer: what came out, a paragraph a line.
-        tables: the figures' numbers.
-        figures: what is to be seen.
+        question: the question.
+        answer: the answer, a paragraph a line.
+        tables: the numbers of the figures.
+        figures: the figures.
         details: how it was made, such as the command, the configs and the versions.
     """
 
@@ -68,7 +68,7 @@ class Page(NamedTuple):
 
 
 def keep(page: Page, folder: Path) -> Path:
-    """Writes a page into a folder, as `page.json` and as all that is made of it."""
+    """Writes a page into a folder: `page.json`, and the files that it makes."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(as_json(page), allow_nan=False)
     files.write_text(folder / "page.json", f"{text}\n")
@@ -244,7 +244,7 @@ def format_row(table: Table, row: Sequence[Cell]) -> list[str]:
 
 
 def as_json(page: Page) -> dict[str, Any]:
-    """Returns a page as plain values, its series thinned to what a page holds."""
+    """Returns a page as plain values, its series thinned."""
     drawn = [
         {
             **figure._asdict(),
@@ -302,7 +302,7 @@ def series_from_json(values: Mapping[str, Any]) -> Series:
 
 
 def array(column: Sequence[Any]) -> np.ndarray:
-    """Returns a column of a series; what was not finite is nan."""
+    """Returns a column of a series; null becomes nan."""
     if any(isinstance(item, str) for item in column):
         return np.array(column)
     return np.array([np.nan if item is None else item for item in column])

@@ -1,4 +1,4 @@
-"""What figures show: series of numbers, thinned to what a page can hold."""
+"""The content of figures: series of numbers, thinned for a page."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -14,9 +14,9 @@ class Series(NamedTuple):
     """A line or points of one name.
 
     Attributes:
-        name: what the legend calls it.
+        name: its name in the legend.
         x: numbers, or strings for categories.
-        y: f64[n]; what is not finite is a gap.
+        y: f64[n]; nan and inf are gaps.
         low: f64[n], the lower ends of the intervals, if there are any.
         high: f64[n], the upper ends.
         mode: whether points, or lines between them.
@@ -31,17 +31,17 @@ class Series(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What a figure shows; where its x are categories, they are rows and the y axis lies across.
+    """The content of a figure; categories on the x axis are drawn as rows, the y axis across.
 
     Attributes:
         name: the name of its files.
-        title: what stands above it.
+        title: its heading.
         x: the label of the x axis, with its unit.
         y: the label of the y axis, with its unit.
-        series: what is drawn.
+        series: the series.
         log_x: whether the x axis is logarithmic.
         log_y: whether the y axis is.
-        caption: what stands below it.
+        caption: the text below it.
     """
 
     name: str
@@ -129,7 +129,7 @@ def window_sums(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def to_list(column: np.ndarray) -> list[Any]:
-    """Returns a column as JSON can hold it, six digits a number; what is not finite is None."""
+    """Returns a column as JSON values, six digits a number; nan and inf are None."""
     if column.dtype.kind in "UO":
         return [str(item) for item in column]
     if column.dtype.kind in "iu":

@@ -1,4 +1,4 @@
-"""The folder that a run leaves: what it was, what happened, where it stood, and how it ended.
+"""The folder of a run: its options, its metrics, its checkpoints and its result.
 
     config.json     the options, defaults included
     versions.json   the versions and the machine that ran it
@@ -26,12 +26,12 @@ from experiments import files
 from experiments.errors import BadInput
 from experiments.training.train import History, State
 
-MARGIN = 1 << 20  # bytes, for what surrounds the arrays of a checkpoint
+MARGIN = 1 << 20  # bytes, for the metadata of a checkpoint
 SERIES = ("loss", "norm", "limit", "clipped")
 
 
 class Metrics(NamedTuple):
-    """What `metrics.jsonl` says: the series f64[steps], and the score f64[epochs]."""
+    """The content of `metrics.jsonl`: series f64[steps], and the score f64[epochs]."""
 
     loss: np.ndarray
     norm: np.ndarray
@@ -79,18 +79,18 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `config.json` says."""
+        """The content of `config.json`."""
         remedy = "restore it, or start a new run"
         return files.read_json(self.folder / "config.json", Mapping[str, Any], remedy)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The options that decide what the run is."""
+        """The options that decide the run's bits."""
         return {key: value for key, value in self.config.items() if key != "command"}
 
     @property
     def versions(self) -> dict[str, str]:
-        """What `versions.json` says."""
+        """The content of `versions.json`."""
         remedy = "restore it, or start a new run"
         return files.read_json(self.folder / "versions.json", Mapping[str, str], remedy)
 
@@ -300,7 +300,7 @@ class Run:
 
 
 def rows(epoch: int, history: History) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yields the steps of the epoch that ends as number `epoch`, with what happened in each.
+    """Yields the steps of the epoch that ends as number `epoch`, with the metrics of each.
 
     The last of them has the score.
     """
@@ -317,7 +317,7 @@ def create_run(folder: Path | None, name: str, config: Mapping[str, Any]) -> Ite
 
     Args:
         folder: where; by default a new folder below `runs`, after the time and `name`.
-        name: says what kind of run this is.
+        name: a short description of the run.
         config: the content of `config.json`.
 
     Raises:

@@ -6,12 +6,12 @@ The final parameters are (epsilon, delta)-differentially private with regard to 
 removal of one training example: DP-SGD, Abadi et al. 2016, arXiv 1607.00133. What that rests on:
 
 - jaxclip computes no epsilon. It bounds what an example adds to the sum by the limit; the noise is
-  that of `jax-privacy`, and how much of it the target takes is the answer of `dp-accounting`.
+  that of `jax-privacy`, and `dp-accounting` computes how much of it the target takes.
 - Every example is in a batch with the same probability, whatever the others are, and the sum is
-  divided by the size that is expected, never by the one that came. The arrays have room for more
+  divided by the expected size, never by the actual one. The arrays have room for more
   than the expected number. That a batch overflows anywhere in the training has a probability eta,
   and is paid for: (1 + exp(epsilon)) * eta is taken from delta before the noise is calibrated.
-- What is private is the parameters, and what is computed from them and public data. The training
+- The parameters are private, and everything computed from them and public data. The training
   losses, norms and clip rates in the folder of a run are not, and would not be published.
 - Randomness is JAX's generator, which is not cryptographically secure, and the noise is of floats
   of finite precision.
@@ -42,7 +42,7 @@ PACKAGES = ("jax-privacy", "dp-accounting")
 
 
 class Privacy(TypedDict):
-    """The guarantee of a run, and what it rests on.
+    """The guarantee of a run, and the numbers that it rests on.
 
     Attributes:
         epsilon: the target.
@@ -66,7 +66,7 @@ class Noise:
     Attributes:
         stddev: the standard deviation of the noise of every entry of the sum.
         batch_size: the expected number of examples in a batch.
-        add: makes what adds noise of a standard deviation, of a key.
+        add: makes, of a standard deviation and a key, the transformation that adds noise.
     """
 
     stddev: float
@@ -79,7 +79,7 @@ class Noise:
 
 
 def gaussian(stddev: float, key: jax.Array) -> optax.GradientTransformation:
-    """Returns what adds independent normal noise to every entry of a gradient."""
+    """Returns the transformation that adds independent normal noise to every entry."""
     return import_privacy("jax_privacy.noise_addition").gaussian_privatizer(
         stddev=stddev, prng_key=key
     )
@@ -116,7 +116,7 @@ def private_config(
     """Returns a private training.
 
     Args:
-        task: what is learned.
+        task: the task.
         privacy: its noise and its room.
         limit: of the norm of an example's gradient; the limit of the trial has to be the same.
         batch_size: the expected number of examples in a batch.
@@ -141,7 +141,7 @@ def no_clip(limit: Any) -> optax.GradientTransformation:
 
 
 def sum_clipped(loss: Callable, limit: Any) -> Callable:
-    """Returns what sums the clipped gradients of the examples that a mask leaves in."""
+    """Returns the function that sums the clipped gradients of the unmasked examples."""
     return jaxclip.value_and_clipped_grad(loss, limit, reduce="sum")
 
 
@@ -160,7 +160,7 @@ def noise_multiplier(epsilon: float, delta: float, probability: float, steps: in
         batch = dp.PoissonSampledDpEvent(probability, dp.GaussianDpEvent(multiplier))
         return dp.SelfComposedDpEvent(batch, steps)
 
-    # Coarser than the default of 1e-4, and ten times as fast; what it rounds, it rounds up.
+    # Coarser than the default of 1e-4, and ten times as fast; it rounds up.
     accountant = functools.partial(pld.PLDAccountant, value_discretization_interval=1e-3)
     if accountant().compose(event(LEAST_NOISE)).get_epsilon(delta) <= epsilon:
         return LEAST_NOISE
@@ -171,8 +171,8 @@ def noise_multiplier(epsilon: float, delta: float, probability: float, steps: in
 def room(epsilon: float, delta: float, probability: float, steps: int, examples: int) -> int:
     """Returns how many examples a batch needs room for, if overflows may cost `delta` in all.
 
-    A training that drops what has no room differs from one that does not with a probability eta,
-    that of any overflow. Where the latter is (epsilon, d)-private, the former is
+    A training that drops examples without room differs from one that does not with a probability
+    eta, that of any overflow. Where the latter is (epsilon, d)-private, the former is
     (epsilon, d + (1 + exp(epsilon)) eta)-private.
     """
     overflow = delta / (1 + math.exp(min(epsilon, 700))) / steps
@@ -181,7 +181,7 @@ def room(epsilon: float, delta: float, probability: float, steps: int, examples:
 
 
 def import_privacy(module: str) -> ModuleType:
-    """Returns a module that the package does not depend on."""
+    """Returns a module of the extra `privacy`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

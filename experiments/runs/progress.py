@@ -1,4 +1,4 @@
-"""How a run tells its user how far it is: a bar on a terminal, a line an epoch elsewhere."""
+"""Progress reports: a bar on a terminal, a line an epoch elsewhere."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -30,13 +30,13 @@ def report(
     console: rich.console.Console | None = None,
     share: Share = clip_rate,
 ) -> Iterator[Report]:
-    """Gives the function to call after every epoch, with its number and its history.
+    """Yields the function to call after every epoch, with its number and its history.
 
     Args:
-        epochs: how many there are.
-        done: how many of them an earlier process has done.
+        epochs: the number of epochs.
+        done: the number of epochs that an earlier process has done.
         console: where to; by default the standard output.
-        share: what a line says of the shares f32[steps] that were clipped.
+        share: describes the shares f32[steps] that were clipped.
     """
     console = console or rich.console.Console()
     if not console.is_terminal:
@@ -54,7 +54,7 @@ def report(
 
 
 def make_bar(unit: str, console: rich.console.Console) -> rich.progress.Progress:
-    """Returns a bar that counts units, and tells the time that is left."""
+    """Returns a bar that counts units and shows the time left."""
     return rich.progress.Progress(
         rich.progress.TextColumn(f"{unit} {{task.completed}}/{{task.total}}"),
         rich.progress.BarColumn(bar_width=None),
@@ -81,10 +81,10 @@ def summary(history: History, share: Share = clip_rate) -> str:
 def trials(
     total: int, console: rich.console.Console | None = None
 ) -> Iterator[Callable[[str, int], None]]:
-    """Gives the function to call with a name and how many more trainings of it are done.
+    """Yields the function to call with a name and the number of its trainings just done.
 
     Args:
-        total: how many trainings there are.
+        total: the number of trainings.
         console: where to; by default the standard output.
     """
     console = console or rich.console.Console()

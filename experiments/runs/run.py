@@ -53,15 +53,15 @@ class Result(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a run trains.
+    """The training of a run.
 
     Attributes:
         title: its name.
-        identity: the options that decide what it is, as JSON has them.
+        identity: the options that decide its bits, as JSON values.
         config: the code of the training.
         trial: its numbers.
         data: the examples.
-        packages: those that its bits depend on, besides the usual ones.
+        packages: further packages that its bits depend on.
         privacy: the guarantee, where there is one.
     """
 
@@ -83,7 +83,7 @@ class Place:
         resume: the folder of a run to be continued, or None.
         tensorboard: whether to write event files.
         wandb: a project of Weights & Biases, or None.
-        command: how it was typed, for the record.
+        command: the command line, for the record.
         again: returns the command that continues the run in a folder.
     """
 
@@ -119,7 +119,7 @@ def use(platform: str | None) -> None:
 
 
 def check(job: Job) -> None:
-    """Raises `BadInput` for what only the data and the parameters can show."""
+    """Raises `BadInput` for errors that only the data and the parameters show."""
     config = job.config
     check_batch_size(config.batch_size, train.example_count(job.data))
     params = jax.eval_shape(config.task.init, jax.random.key(0))
@@ -166,7 +166,7 @@ def open_folder(job: Job, place: Place) -> Iterator[Run]:
 
 
 def check_same(wanted: Mapping[str, Any], folder: Run) -> None:
-    """Raises `BadInput` where a run has other options than those that are wanted."""
+    """Raises `BadInput` where the options of a run differ from those that are wanted."""
     kept = folder.identity
     different = [key for key in wanted.keys() | kept.keys() if wanted.get(key) != kept.get(key)]
     if different:
@@ -181,7 +181,7 @@ def check_same(wanted: Mapping[str, Any], folder: Run) -> None:
 
 
 def describe_origin(job: Job) -> dict[str, Any]:
-    """Returns all that the bits of a run depend on."""
+    """Returns everything that the bits of a run depend on."""
     return {
         "config": dict(job.identity),
         "data_sha256": files.fingerprint(job.data),
@@ -190,7 +190,7 @@ def describe_origin(job: Job) -> dict[str, Any]:
 
 
 def fit(job: Job, folder: Run, place: Place) -> Result:
-    """Trains what is left to train, and writes everything into the folder."""
+    """Trains the missing epochs, and writes everything into the folder."""
     start = time.perf_counter()
     config, trial, origin = job.config, job.trial, describe_origin(job)
     data = jax.device_put(job.data)
@@ -235,7 +235,7 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
 
 
 def make_tracker(job: Job, folder: Run, place: Place, steps: int) -> trackers.Tracker:
-    """Returns what logs every step besides the folder, in which there are `steps` of them."""
+    """Returns the trackers of a run that has `steps` steps so far."""
     asked: list[trackers.Tracker] = []
     if place.tensorboard:
         asked.append(trackers.TensorBoard(folder.folder / "tensorboard", steps))

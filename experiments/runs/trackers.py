@@ -1,6 +1,6 @@
-"""Where the numbers of a run go besides its own folder: TensorBoard, Weights & Biases.
+"""Trackers of a run besides its own folder: TensorBoard, Weights & Biases.
 
-Each is a `Tracker`, and whoever trains knows no more of it than its two methods.
+Each is a `Tracker`; the training loop knows only its two methods.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from experiments.training.train import History
 
 
 class Tracker(Protocol):
-    """Takes the numbers of a run, step by step."""
+    """Logs the metrics of a run, step by step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes what was measured at a step; what is not finite is a value like any other."""
+        """Logs the metrics of a step; nan and inf are values like any other."""
         ...
 
     def close(self) -> None:
-        """Sees to it that all is where it should be; to do so twice does no harm."""
+        """Flushes and closes; may be called twice."""
         ...
 
 
@@ -32,24 +32,24 @@ class TensorBoard:
 
     Args:
         folder: where the files are; a run that is resumed adds one.
-        first: the first step that is to come. TensorBoard hides what earlier files of the folder
-            say of it and of later ones.
+        first: the next step. TensorBoard hides this step and later ones of earlier files in the
+            folder.
     """
 
     def __init__(self, folder: Path, first: int = 0):
         from tensorboardX import SummaryWriter  # it takes a while, and few want it
 
-        # The name of a file tells no more than the second, in which a run may stop and go on.
+        # File names resolve seconds, and a run may stop and continue within one.
         suffix = f".{os.getpid()}.{first}"
         self.writer = SummaryWriter(str(folder), purge_step=first or None, filename_suffix=suffix)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to the curve of every name; TensorBoard marks what is not finite."""
+        """Adds a point to the curve of every name; TensorBoard marks nan and inf."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is still on its way."""
+        """Writes all pending points."""
         self.writer.close()
 
 
@@ -58,9 +58,9 @@ class WeightsAndBiases:
 
     Args:
         project: the project that the run belongs to.
-        name: what the run is called. One that is resumed is a second run of that name.
-        config: what made it, shown beside it.
-        folder: where its own files are, in a folder `wandb`.
+        name: its name. A resumed run is a second run of that name.
+        config: its options, shown beside it.
+        folder: its files go into the folder `wandb` below it.
     """
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path):
@@ -75,11 +75,11 @@ class WeightsAndBiases:
             ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands the values over."""
+        """Logs the values."""
         self.run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Waits until all is handed over."""
+        """Waits until all values are uploaded."""
         self.run.finish()
 
 
@@ -87,14 +87,14 @@ class Several:
     """Any number of trackers as one.
 
     Args:
-        trackers: those that are told; without any, nothing is kept.
+        trackers: they receive every call; there may be none.
     """
 
     def __init__(self, trackers: Sequence[Tracker] = ()):
         self.trackers = tuple(trackers)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Tells each of them."""
+        """Logs to each of them."""
         for tracker in self.trackers:
             tracker.log(step, values)
 
@@ -106,13 +106,13 @@ class Several:
 
 
 def log_epoch(tracker: Tracker, epoch: int, history: History) -> None:
-    """Tells a tracker what happened in the epoch that ends as number `epoch`, its score last."""
+    """Logs the epoch that ends as number `epoch`, its score last."""
     for step, values in rows(epoch, history):
         tracker.log(step, values)
 
 
 def import_optional(module: str, attribute: str, name: str) -> Any:
-    """Returns a module that few have, or raises `BadInput` and says how to get it."""
+    """Returns an optional module, or raises `BadInput` with the command that installs it."""
     try:
         found = importlib.import_module(module)
     except ImportError:

@@ -40,12 +40,12 @@ def run(
     processes: tuple[str | None, int, int],
     command: str,
 ) -> None:
-    """Trains what is missing of a study, and prints its answer.
+    """Trains the missing arms of a study, and prints its answer.
 
     Args:
         name: of the study.
         full: whether its full form.
-        settings: those of it that are trained; all, if there are none.
+        settings: the settings to train on; all, if there are none.
         folder: where it is kept.
         folders: the original files of data sets.
         chunk: the number of trainings side by side.
@@ -78,7 +78,7 @@ def spread_over_cores() -> None:
 
 
 def select_arms(arms: Sequence[Arm], names: Sequence[str]) -> Sequence[Arm]:
-    """Returns the arms on the settings of these names, or all where none is given."""
+    """Returns the arms on the settings of these names, or all if none is given."""
     known = dict.fromkeys(arm.setting.name for arm in arms)
     for name in names:
         check_name(name, known, "setting of this study", "--settings")
@@ -94,7 +94,7 @@ def compare(
     chunk: int,
     command: str,
 ) -> list[Outcome]:
-    """Trains the arms of a study, or what is missing of them, and writes its page."""
+    """Trains the missing arms of a study, and writes its page."""
     wanted = {
         "study": study.name,
         "full": full,
@@ -121,7 +121,7 @@ def train_all(
     load: Callable[[Setting], Data],
     chunk: int,
 ) -> list[Outcome]:
-    """Returns what came of every arm at every point of its grid."""
+    """Returns the outcome of every arm at every point of its grid."""
     outcomes = []
     with progress.trials(sum(len(arm.grid) for arm in arms) * len(seeds)) as report:
         for arm in arms:
@@ -139,7 +139,7 @@ def train_all(
 
 
 def count_progress(tell: Callable[[int], None]) -> Callable[[int, int], None]:
-    """Returns what a sweep reports to, which tells how many more are done."""
+    """Returns the report of a sweep that passes on how many more trainings are done."""
     before = 0
 
     def report(done: int, total: int) -> None:
@@ -159,8 +159,8 @@ def split(arm: Arm, history: History, seeds: int) -> list[Outcome]:
 
 
 def describe(wanted: dict[str, Any], arms: Sequence[Arm]) -> dict[str, str]:
-    """Returns what the page tells of how it was made."""
+    """Returns how the page was made."""
     configs = "\n\n".join(f"{arm.title}: {arm.config}; grid {list(arm.grid)}" for arm in arms)
-    # Without where functions happened to lie in memory.
+    # Without the addresses of functions.
     configs = re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", configs)
     return {"versions": json.dumps(wanted["versions"], indent=2), "configs": configs}

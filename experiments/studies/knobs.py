@@ -1,8 +1,8 @@
 """Every named method with the one number that studies tune, and five values for it each.
 
-A limit is laid around the usual norm of a setting, which `share` brings to the measure of the
-method: the largest entry is a hundredth of the norm, a row a tenth, about. A ratio, a quantile or a
-factor is laid around its published default, and is the same everywhere.
+The values of a limit surround the usual norm of a setting, which `share` scales to the measure of
+the method: the largest entry is about a hundredth of the norm, a row about a tenth. The values of a
+ratio, a quantile or a factor surround its published default, and are the same everywhere.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class Knob(NamedTuple):
     """A method and the number that is tuned.
 
     Attributes:
-        argument: what the method calls it.
-        values: five of them; of a limit, what is multiplied by the norm of the setting.
-        share: of that norm, what the method measures; None: the values are meant as they are.
-        clip_last: whether the method is placed behind the optimizer.
+        argument: its name in the method.
+        values: five of them; those of a limit are multiplied by the norm of the setting.
+        share: the part of that norm that the method measures; None: the values are absolute.
+        clip_last: whether the method comes after the optimizer.
     """
 
     argument: str
@@ -99,5 +99,5 @@ def make_clip(method: str, number: Limit) -> optax.GradientTransformation:
 
 
 def label_by_rank(params: Any) -> Any:
-    """Returns the groups: what is a matrix, and what is not."""
+    """Returns the groups: matrices, and everything else."""
     return jax.tree.map(lambda leaf: "matrix" if leaf.ndim > 1 else "vector", params)

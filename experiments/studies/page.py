@@ -1,4 +1,4 @@
-"""A study's outcomes as a page: tables, figures, and the sentence that answers its question."""
+"""The page of a study: its tables, its figures, and the answer to its question."""
 
 import itertools
 import math
@@ -64,7 +64,7 @@ def table(name: str, title: str, outcomes: Sequence[Outcome]) -> Table:
 
 
 def row(outcome: Outcome) -> list[str | float | int | None]:
-    """Returns an outcome as the row of a table; what is not a number is left out."""
+    """Returns an outcome as the row of a table; a cell that is not a number is empty."""
     arm, point = outcome.arm, outcome.point
     numbers = [
         100 * outcome.mean,

@@ -16,10 +16,10 @@ from experiments.training.data import Data
 
 
 def pilot_setting(setting: Setting, seed: int, folders: Folders) -> jaxclip.Advice:
-    """Returns what the norms of a setting suggest.
+    """Returns the advice from the norms of a setting.
 
     Args:
-        setting: what is trained.
+        setting: the task and its training.
         seed: of the training.
         folders: the original files of data sets.
     """
@@ -28,11 +28,11 @@ def pilot_setting(setting: Setting, seed: int, folders: Folders) -> jaxclip.Advi
 
 
 def pilot(config: Config, trial: Trial, data: Data) -> jaxclip.Advice:
-    """Returns what the norms of a training suggest, its own clip left out.
+    """Returns the advice from the norms of a training without its clip.
 
     Args:
-        config: the training; the place of its clip counts, and what the clip is does not.
-        trial: its numbers, of which the limit does not count.
+        config: the training; the place of its clip counts, and the clip itself does not.
+        trial: its numbers; the limit does not count.
         data: the examples.
 
     Raises:
@@ -43,7 +43,7 @@ def pilot(config: Config, trial: Trial, data: Data) -> jaxclip.Advice:
     try:
         return jaxclip.advise(np.ravel(history.norm))
     except ValueError as error:
-        raise BadInput(f"the pilot tells nothing: {error}") from error
+        raise BadInput(f"the pilot has no advice: {error}") from error
 
 
 def no_clip(limit: Limit) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""Who forgives a bad limit: accuracy against the limit over five decades."""
+"""Sensitivity to the limit: accuracy against the limit over five decades."""
 
 import dataclasses
 from collections.abc import Sequence

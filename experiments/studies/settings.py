@@ -1,4 +1,4 @@
-"""What studies train: a task, and the circumstances that make a clip matter or not."""
+"""Settings of the studies: a task, and the circumstances in which clips may differ."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ class Setting:
     """A task and all of its training but the clip.
 
     Attributes:
-        name: what it is called.
-        task: what is learned.
-        norm: about the usual norm of its gradients; grids of limits are laid around it.
+        name: its name.
+        task: the task.
+        norm: about the usual norm of its gradients; grids of limits surround it.
         optimizer: as in `Config`.
         learning_rate: the one that the studies use.
         batch_size: as in `Config`.
@@ -56,7 +56,7 @@ class Setting:
         return Config(clip=clip, **{**shared, **changes})
 
     def data(self, folders: Folders) -> Data:
-        """Returns what there is to learn from, with a tenth of it held out to choose by.
+        """Returns the data, with a tenth of the training examples held out for validation.
 
         Args:
             folders: the original files of data sets.

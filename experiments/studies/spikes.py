@@ -31,7 +31,7 @@ CLIPS: dict[str, Clip] = {
     "clip_by_history": lambda limit: jaxclip.clip_by_history(nonfinite="zero"),
     "drop_spikes": lambda limit: jaxclip.drop_spikes(nonfinite="zero"),
 }
-# Of the usual norm, the limit of those that have one; all others have their defaults.
+# The limit as a share of the usual norm; all other methods have their defaults.
 SHARES = {"clip_by_global_norm": 1.0, "clip_by_value": 0.01}
 SKIPS = {
     "skip_nonfinite": jaxclip.skip_nonfinite,
@@ -40,7 +40,7 @@ SKIPS = {
 
 
 def arms(full: bool) -> Sequence[Arm]:
-    """Returns what may be done about spikes, each with its defaults, on spikes and on nans."""
+    """Returns clips and wrappers with their defaults, on spikes and on nans."""
     calm = SETTINGS["mnist"]
     spiky = dataclasses.replace(
         calm, name="spikes", disturb=stress.Spikes(every=EVERY, factor=FACTOR)

@@ -1,4 +1,4 @@
-"""What makes a training hard: bad batches, bad gradients, bad labels.
+"""Difficulties for a training: bad batches, bad gradients, bad labels.
 
 Each is a frozen dataclass whose call is a pure function, so that a `Config` that holds it is
 hashable. Every `every`-th step is hit, beginning with step `every - 1`.
@@ -76,7 +76,7 @@ class HeavyTails:
     language models is said to be (Zhang et al. 2020).
 
     Attributes:
-        scale: what the noise is multiplied by.
+        scale: the factor of the noise.
         degrees: of freedom; 1 gives Cauchy's distribution.
     """
 
@@ -115,7 +115,7 @@ def wrong_labels(data: Data, share: float, classes: int = 10, seed: int = 0) -> 
         data: labeled images; the test labels stay right.
         share: of all labels, 0 to 1.
         classes: how many there are.
-        seed: decides which labels, and what becomes of them.
+        seed: decides which labels, and which wrong ones they become.
     """
     rng = np.random.default_rng(seed)
     labels = np.array(data.train.labels)

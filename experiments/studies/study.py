@@ -1,7 +1,7 @@
-"""What a study is: one question, the trainings that answer it, and what is made of them.
+"""Studies: one question, the trainings that answer it, and their outcomes.
 
 An `Arm` is one side of the comparison, tuned over a grid of its own with the same number of points
-as every other; an `Outcome` is what came of one of its points, for all seeds.
+as every other; an `Outcome` has the histories of one of its points, for all seeds.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from experiments.sweeps.grid import Grid
 from experiments.training.config import Config
 from experiments.training.train import History
 
-LEVEL = 0.05  # the share of differences told that may be chance
+SAME = "not significantly different (paired t-tests)"
+LEVEL = 0.05  # the share of the reported differences that may be chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Arm:
     """One side of a comparison.
 
     Attributes:
-        name: what the page calls it.
-        setting: what is learned, and under which circumstances.
+        name: its name on the page.
+        setting: the task and its circumstances.
         config: the setting's training with the clip of this arm.
         grid: the points to choose the best of; every seed runs at every point.
-        knob: what the method calls the number that is `limit` in the grid; empty where the grid
+        knob: the method's name of the number that is `limit` in the grid; empty where the grid
             has nothing to tune in the method.
     """
 
@@ -44,7 +45,7 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """What tells it from all other arms of its study."""
+        """Its name among all arms of its study."""
         return f"{self.setting.name}: {self.name}"
 
     @property
@@ -54,7 +55,7 @@ class Arm:
 
 
 class Outcome(NamedTuple):
-    """What came of an arm at one point of its grid; arrays have an axis of seeds in front."""
+    """The histories of an arm at one point of its grid, with a leading axis of seeds."""
 
     arm: Arm
     point: Mapping[str, float]
@@ -114,10 +115,10 @@ class Study:
 
     Attributes:
         name: how it is asked for.
-        question: what its page begins with.
+        question: the heading of its page.
         arms: its arms, of the quick form or the full one.
         figures: its own figures, of the outcomes.
-        answer: what the outcomes say, in a sentence or two.
+        answer: the conclusion from the outcomes, in a sentence or two.
         tables: its own tables, of the outcomes.
         seeds: how many every point of the full form has.
     """
@@ -138,7 +139,7 @@ def last_scores(scores: Any) -> np.ndarray:
 
 
 def sort_key(score: float) -> float:
-    """Returns what to order a score by: one that is not a number is less than any other."""
+    """Returns the sort key of a score: one that is not a number is less than any other."""
     return -math.inf if math.isnan(score) else score
 
 
@@ -163,17 +164,17 @@ def by_setting(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """Returns, setting by setting, the best arm and those that it cannot be told from."""
+    """Returns, setting by setting, the best arm and those not significantly different."""
     sentences = []
     for setting, here in by_setting(best(outcomes)).items():
         first, *others = sorted(here, key=lambda one: sort_key(one.mean), reverse=True)
-        told = zip(others, p_values(first, others), strict=True)
-        alike = [one.arm.name for one, p in told if p > LEVEL]
+        pairs = zip(others, p_values(first, others), strict=True)
+        alike = [one.arm.name for one, p in pairs if p > LEVEL]
         worse = len(others) - len(alike)
         sentences.append(
             f"On {setting}, {first.arm.name} is best with {100 * first.mean:.2f} "
             f"± {100 * first.half_width:.2f} %; "
-            + (f"not told from it by paired t-tests: {', '.join(alike)}; " if alike else "")
+            + (f"{SAME}: {', '.join(alike)}; " if alike else "")
             + f"{worse} of {len(others)} others are worse."
         )
     return " ".join(sentences)

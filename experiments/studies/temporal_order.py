@@ -49,7 +49,7 @@ def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
         lengths = np.array([length(outcome) for outcome in here])
         shares = np.array([100 * success_rate(outcome.history.score) for outcome in here])
         series.append(Series(name, lengths, shares))
-    caption = f"Solved: at least {100 * SOLVED:g} % of the test sequences are told right."
+    caption = f"Solved: at least {100 * SOLVED:g} % accuracy on the test sequences."
     return [
         Figure("success", "Success", "length", "seeds that solve it, %", series, caption=caption)
     ]

@@ -1,4 +1,4 @@
-"""How much memory a computation takes, told from its trace, before anything is compiled.
+"""The peak memory of a computation, estimated from its trace before anything is compiled.
 
 XLA fuses what works entry by entry into what uses it, so that no array is made in between. What is
 left are arrays that are made by an operation and live until the last one that needs them, possibly
@@ -14,7 +14,7 @@ from jax.extend import core
 
 from jaxclip.per_example.equations import scan_inputs
 
-# What XLA makes arrays for; all else works entry by entry, or only looks at an array differently.
+# Primitives that XLA makes arrays for; all others are elementwise, or only views.
 MATERIALIZED = frozenset(
     {
         "dot_general", "conv_general_dilated", "gather", "scatter", "scatter_add", "scatter-add",
@@ -24,7 +24,7 @@ MATERIALIZED = frozenset(
     }
 )  # fmt: skip
 
-# What XLA rather computes once than in each of its uses.
+# Primitives that XLA computes once rather than in each of their uses.
 EXPENSIVE = frozenset(
     {
         "exp",
@@ -47,7 +47,7 @@ def peak(jaxpr: core.Jaxpr, carried: int = 0) -> int:
     """Returns the most bytes that live at one time while a jaxpr runs, its inputs not counted.
 
     Args:
-        jaxpr: what runs.
+        jaxpr: the computation.
         carried: how many of its outputs, the first ones, a loop hands to its next round: they are
             written where they came from.
     """
@@ -99,7 +99,7 @@ def find_materialized(jaxpr: core.Jaxpr) -> set[core.Var]:
 
 
 def find_in_place(jaxpr: core.Jaxpr, carried: int) -> set[core.Var]:
-    """Returns what is written where something else was: carries of loops, that nothing else made.
+    """Returns the variables that reuse a buffer: carries of loops that no primitive made.
 
     The first value of a carry is written where the loop has it.
     """

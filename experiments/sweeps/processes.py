@@ -1,6 +1,6 @@
 """Processes joined by `jax.distributed`, all of them running the same command.
 
-The first one reads and writes the files; what it finds there, the others are told. One process
+The first one reads and writes the files, and broadcasts what it reads. One process
 alone is the first one, and nothing is sent.
 """
 
@@ -44,17 +44,17 @@ def is_first() -> bool:
 
 
 def broadcast(tree: Any) -> Any:
-    """Returns the arrays that the first process has; all must give arrays of the same shapes."""
+    """Returns the arrays of the first process; all processes pass arrays of the same shapes."""
     return multihost_utils.broadcast_one_to_all(tree)
 
 
 def gather(tree: Any) -> Any:
-    """Returns arrays that lie over the devices of all processes as whole arrays of the host."""
+    """Returns arrays sharded over the devices of all processes as whole arrays of the host."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Returns arrays of the host, which every process has whole, laid over the devices of all."""
+    """Returns arrays of the host, which every process has whole, sharded over all devices."""
 
     def place(leaf: Any) -> jax.Array:
         whole = np.asarray(leaf)

@@ -41,21 +41,21 @@ def sweep(
 ) -> History:
     """Returns the history of every trial, as arrays of the host with a leading axis of trials.
 
-    The trials of a chunk are laid over all devices, of all processes. Every finished chunk is kept
-    in the folder, and a sweep that was stopped does only what is missing.
+    The trials of a chunk are sharded over all devices of all processes. Every finished chunk is
+    kept in the folder, and a sweep that was stopped trains only the missing ones.
 
     Args:
-        config: what decides the code of all of them; it is compiled once.
+        config: the code of all of them; it is compiled once.
         trials: their numbers, each an array [trials].
         data: the examples.
         folder: where the chunks are kept; it is made, or holds an earlier part of this sweep.
         chunk: how many trials are in one call; rounded up to a multiple of the devices.
-        memory: bytes that a chunk may take; by default those that are free here.
+        memory: bytes that a chunk may take; by default the free memory.
         report: called with the number of trials done and their total, at first and every chunk.
 
     Raises:
         BadInput: the chunk cannot fit, another process writes into the folder, or it holds
-            something else than a part of this sweep.
+            something other than a part of this sweep.
     """
     if chunk < 1:
         raise BadInput(f"the chunk is {chunk}: give 1 or more")
@@ -111,7 +111,7 @@ def sweep_chunks(
 
 def parallel_training(config: Config, mesh: Mesh) -> Any:
     """Returns the training of many trials side by side, compiled; devices never talk."""
-    # By hand, because an automatic partition is free to gather what has no need to meet.
+    # By hand, because an automatic partition may gather arrays that no device needs whole.
     return jax.jit(
         jax.shard_map(
             batch_training(config),
@@ -129,7 +129,7 @@ def batch_training(config: Config) -> Callable[[Trial, Data], History]:
 
 
 def select_trials(trials: Trial, start: int, size: int, mesh: Mesh) -> Trial:
-    """Returns `size` trials from `start` on; the last one fills up what is missing."""
+    """Returns `size` trials from `start` on, padded by the last one."""
     rows = np.minimum(np.arange(start, start + size), len(trials.seed) - 1)
     chosen = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], trials)
     return processes.place(chosen, NamedSharding(mesh, PartitionSpec(AXIS)))
@@ -191,9 +191,9 @@ def check_memory(config: Config, trials: Trial, data: Data, chunk: int, memory: 
 
 
 def measure_memory(config: Config, trials: Trial, data: Data) -> tuple[int, int]:
-    """Returns the bytes that the trials on a device share, and those that each of them takes.
+    """Returns the bytes that the trials on a device share, and the bytes of each trial.
 
-    It is what XLA plans for a few and for twice as many, which are never run.
+    Both come from XLA's plans for a few and for twice as many, which are never run.
     """
 
     def planned(count: int) -> int:

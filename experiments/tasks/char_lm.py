@@ -23,7 +23,7 @@ TESTED = 256  # windows of the last tenth of the text
 
 
 class Block(nnx.Module):
-    """Causal attention and a feed-forward layer, both behind a norm and beside the residual."""
+    """Causal attention and a feed-forward layer, each after a norm, with residual connections."""
 
     def __init__(self, width: int, heads: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
         linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
@@ -36,7 +36,7 @@ class Block(nnx.Module):
         self.narrow = linear(4 * width, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the states f32[batch, length, width] behind the block."""
+        """Returns the states f32[batch, length, width] after the block."""
         mask = nnx.make_causal_mask(x[..., 0])
         x = x + self.attention(self.attention_norm(x), mask=mask).astype(x.dtype)
         return x + self.narrow(nnx.gelu(self.widen(self.feed_forward_norm(x)))).astype(x.dtype)
@@ -72,7 +72,7 @@ class Gpt(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class CharLm(OfNetwork):
-    """Cross-entropy of the next character, scored by the share of those that are told right.
+    """Cross-entropy of the next character, scored by its accuracy.
 
     Attributes:
         width: of the states.
@@ -107,7 +107,7 @@ class CharLm(OfNetwork):
         return optax.softmax_cross_entropy_with_integer_labels(logits, following).mean()
 
     def score(self, params: Params, test: jax.Array) -> jax.Array:
-        """Returns the share f32[] of the characters that are told right from those before."""
+        """Returns the accuracy f32[] of the next characters."""
         logits, following = self.predicted(params, test)
         return jnp.mean(logits.argmax(-1) == following, dtype=jnp.float32)
 
@@ -144,6 +144,6 @@ def encode() -> np.ndarray:
 
 def windows(rng: np.random.Generator, symbols: np.ndarray, count: int, length: int) -> np.ndarray:
     """Returns `count` windows u8[count, length], from places drawn at random, in their order."""
-    # In their order, so that what is held out of them is another part of the text.
+    # In their order, so that held-out windows come from another part of the text.
     starts = np.sort(rng.integers(0, len(symbols) - length + 1, count))
     return np.lib.stride_tricks.sliding_window_view(symbols, length)[starts]

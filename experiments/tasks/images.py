@@ -1,6 +1,6 @@
 """Image data sets through TensorFlow Datasets, without TensorFlow, as uint8 arrays in memory.
 
-TFDS does the preparation, its checksums on; what it leaves is kept as one `.npz`, so that later
+TFDS prepares them, with its checksums; the arrays are kept as one `.npz`, so that later
 runs load in a tenth of a second and do not import TFDS at all.
 """
 
@@ -81,7 +81,7 @@ def load(
         folder: where the four original files are. By default the ones that come with the
             repository, and a download where there are none.
         cache: where the prepared arrays are kept.
-        tell: what says that there is a preparation to wait for.
+        tell: receives the message that there is a preparation to wait for.
 
     Returns:
         A `Data` of two `Images`, in the order that TFDS gives them.
@@ -148,7 +148,7 @@ def read_prepared(
 
 
 def check_prepared(dataset: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises `ValueError` where arrays are not those that the original files give."""
+    """Raises `ValueError` unless the arrays are those of the original files."""
     found = files.fingerprint(dict(arrays))
     if found != PREPARED[dataset]:
         raise ValueError(f"expected arrays of SHA-256 {PREPARED[dataset]}, found {found}")
@@ -221,7 +221,7 @@ def stock_builder(dataset: str) -> "type[MNIST]":
 
 
 def read_idx(path: os.PathLike, header: int) -> np.ndarray:
-    """The bytes of a gzipped IDX file behind its header."""
+    """The bytes of a gzipped IDX file after its header."""
     return np.frombuffer(gzip.decompress(Path(path).read_bytes()), np.uint8, offset=header)
 
 

@@ -1,6 +1,6 @@
-"""What a training is: a `Config` for what decides its code, a `Trial` for its numbers.
+"""The description of a training: a `Config` decides its code, a `Trial` has its numbers.
 
-Every number is an array, so that `jax.vmap` sweeps it; whatever else there is to choose is a
+Every number is an array, so that `jax.vmap` sweeps it; everything else is a
 function or a shape, and costs a compilation of its own.
 """
 
@@ -26,7 +26,7 @@ class Task(Protocol):
     """Something to learn: hashable, and all but `data` are pure functions that JAX can trace."""
 
     def data(self, folder: Path | None = None) -> Data:
-        """Returns what there is to learn from, the original files being in `folder` if anywhere."""
+        """Returns the data; `folder` holds the original files, where there are any."""
         ...
 
     def init(self, key: jax.Array) -> Params:
@@ -38,27 +38,27 @@ class Task(Protocol):
         ...
 
     def score(self, params: Params, test: Any) -> jax.Array:
-        """Returns what the parameters are judged by, f32[], on the test data."""
+        """Returns the score f32[] of the parameters on the test data."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What decides the shapes and the code of a training; each one is a compilation.
+    """The choices that decide the code of a training; each `Config` is compiled once.
 
     Attributes:
-        task: what is learned.
+        task: the task.
         clip: makes the clip from its limit, which is an array or a schedule:
             `lambda limit: jaxclip.clip_by_global_norm(limit)`. A method without a limit ignores it.
         optimizer: makes the optimizer from its learning rate f32[].
         schedule: how the limit goes from `Trial.limit` to `Trial.last_limit`; None: it stays.
         clip_last: whether the clip comes after the optimizer, not before.
-        per_example: makes, of the loss of an example and the limit, what returns the loss of a
-            batch, its gradient and the norms, as `jaxclip.value_and_clipped_grad` does; None:
-            the gradient is that of the mean loss, and examples are not clipped.
-        noise: makes, of a key, what is added to the gradient before the clip; None: nothing is.
-        corrupt: what becomes of a batch, given the number i32[] of the step.
-        disturb: what becomes of a gradient, given the number i32[] of the step and a key.
+        per_example: makes, of the loss of an example and the limit, a function of a batch that
+            returns its loss, its gradient and the norms, as `jaxclip.value_and_clipped_grad` does;
+            None: the gradient is that of the mean loss, and examples are not clipped.
+        noise: makes, of a key, the transformation that adds noise before the clip; None: no noise.
+        corrupt: changes a batch, given the number i32[] of the step.
+        disturb: changes a gradient, given the number i32[] of the step and a key.
         sampler: how examples come into batches.
         batch_size: the number of examples of a step; with Poisson sampling, the expected one.
         epochs: passes over the training data.
@@ -103,7 +103,7 @@ def trial(
     last_limit: float | None = None,
     by: float = 1.0,
 ) -> Trial:
-    """Returns a `Trial` of Python numbers; without a last limit, the limit stays what it is."""
+    """Returns a `Trial` of Python numbers; without a last limit, the limit is constant."""
     last = limit if last_limit is None else last_limit
     floats = [jnp.asarray(number, jnp.float32) for number in (learning_rate, limit, last, by)]
     return Trial(jnp.asarray(seed, jnp.int32), *floats)

@@ -1,4 +1,4 @@
-"""What a training learns from."""
+"""The data of a training."""
 
 from typing import Any, NamedTuple
 
@@ -6,12 +6,12 @@ import jax
 
 
 class Data(NamedTuple):
-    """What a task learns from and what it is scored on: trees of arrays, one example a row.
+    """Training, test and validation data: trees of arrays, one example a row.
 
     Attributes:
-        train: what the gradients are of.
-        test: what results are told by.
-        validation: what choices are made by; None where none are made.
+        train: the training examples.
+        test: the examples by which results are reported.
+        validation: the held-out examples by which points are selected, or None.
     """
 
     train: Any

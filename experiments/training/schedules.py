@@ -1,4 +1,4 @@
-"""How a limit goes from its first value to its last in the course of a training.
+"""Schedules of a limit from its first value to its last over a training.
 
 A shape is the share of the way that is behind, given the share of the time that is: 0 at 0, and 1
 from 1 on.

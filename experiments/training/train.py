@@ -1,7 +1,7 @@
 """The training loop: a scan over steps inside a scan over epochs, with nothing on the host.
 
-`init` and `epoch` are its two halves, for those who want to do something between epochs; `train` is
-all of it, and `jax.vmap(train, (None, 0, None))` any number of them.
+`init` and `epoch` are its two halves, for callers that do something between epochs; `train` is the
+whole, and `jax.vmap(train, (None, 0, None))` trains many at once.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ def keys(seed: jax.Array) -> Keys:
 
 
 class State(NamedTuple):
-    """All that an epoch hands on to the next: `epoch` i32[] is the number of those behind."""
+    """The state between epochs; `epoch` i32[] is the number of epochs done."""
 
     params: Params
     opt_state: optax.OptState
@@ -42,12 +42,12 @@ class State(NamedTuple):
 
 
 class History(NamedTuple):
-    """What happened, step by step: of one epoch f32[steps], of a training f32[epochs, steps].
+    """The metrics of every step: of one epoch f32[steps], of a training f32[epochs, steps].
 
     Attributes:
         loss: the loss of the batch before the step.
         norm: the norm that the clip measured. Of many blocks, the root mean square.
-        limit: the limit that it was held to; nan where the clip tells no metrics.
+        limit: its limit; nan where the clip keeps no metrics.
         clipped: the share of the blocks that the clip shrank.
         score: the task's score after the epoch on the test data, f32[] or f32[epochs].
         validation: the same on the validation data; nan where there is none.
@@ -95,7 +95,7 @@ def init(config: Config, trial: Trial, data: Data) -> State:
 
 
 def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State, History]:
-    """Returns the state after one more epoch, and what happened in it."""
+    """Returns the state after one more epoch, and its history."""
     data = jax.tree.map(jnp.asarray, data)
     steps = steps_per_epoch(config, data)
     update = optimizer(config, trial, config.epochs * steps).update
@@ -183,10 +183,10 @@ def find_metrics(opt_state: optax.OptState) -> jaxclip.ClipMetrics | None:
 
 
 def train(config: Config, trial: Trial, data: Data) -> History:
-    """Returns what happened in a whole training.
+    """Returns the history of a whole training.
 
     Args:
-        config: what decides its code; static under `jax.jit`.
+        config: the code; static under `jax.jit`.
         trial: its numbers.
         data: the examples, on the device.
     """

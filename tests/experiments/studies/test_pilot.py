@@ -70,5 +70,5 @@ def test_a_pilot_without_a_finite_norm_says_so(monkeypatch):
     monkeypatch.setattr(
         train, "train", lambda *arguments: History(*[nothing] * len(History._fields))
     )
-    with pytest.raises(BadInput, match="the pilot tells nothing: there are 6 norms and none is"):
+    with pytest.raises(BadInput, match="the pilot has no advice: there are 6 norms and none is"):
         pilot.pilot(Config(Line(), pilot.no_clip), trial(), LINE)
