@@ -17,9 +17,9 @@ from the `page.json` of each. Add `--out FOLDER` and the folder of a study to ma
 
 Every arm is tuned over a grid of its own, and all arms of a study have the same number of points
 and the same seeds. The best point is selected by held-out training data, and its accuracy is that
-on the test data. "edge" marks a best point at the edge of its grid: a wider grid might have a better
-one. Intervals are 95 % confidence intervals of the mean by Student's t. Arms are compared by paired
-t-tests over the seeds, at a false discovery rate of 5 % (Benjamini & Hochberg).
+on the test data. "edge" marks a best point at the edge of its grid: a wider grid might have a
+better one. Intervals are 95 % confidence intervals of the mean by Student's t. Arms are compared
+by paired t-tests over the seeds, at a false discovery rate of 5 % (Benjamini & Hochberg).
 """
 
 

@@ -17,9 +17,10 @@ def page(run: Run) -> Page:
         raise BadInput(
             f"{run.folder} has no finished epoch: continue it with --resume {run.folder}"
         )
+    task, clip = config.get("task"), config.get("clip", "the clip of every example")
     return Page(
-        title=f"{config.get('task')}, {config.get('clip')}",
-        question=f"What did {config.get('clip')} do?",
+        title=f"{task}, {clip}",
+        question=f"What did {clip} do?",
         answer=f"{100 * metrics.score[-1]:.2f} % after {len(metrics.score)} epochs; "
         f"{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped.",
         tables=[],
