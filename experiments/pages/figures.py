@@ -67,6 +67,8 @@ def draw_lines(figure: Figure, axes: Any) -> None:
         if one.low is not None and one.high is not None:
             axes.fill_between(one.x, one.low, one.high, color=color, alpha=0.22, linewidth=0)
     axes.set(xlabel=figure.x, ylabel=figure.y)
+    if not figure.log_x and all(one.x.dtype.kind in "iu" for one in figure.series):
+        axes.locator_params(axis="x", integer=True)
     if figure.log_x and positive(one.x for one in figure.series):
         logarithmic(axes, "x")
     if figure.log_y and positive(one.y for one in figure.series):

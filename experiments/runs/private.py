@@ -28,7 +28,6 @@ from typing import Any, TypedDict
 
 import jax
 import optax
-from scipy import stats
 
 import jaxclip
 from experiments.errors import BadInput
@@ -175,6 +174,10 @@ def room(epsilon: float, delta: float, probability: float, steps: int, examples:
     eta, that of any overflow. Where the latter is (epsilon, d)-private, the former is
     (epsilon, d + (1 + exp(epsilon)) eta)-private.
     """
+    from scipy import (
+        stats,
+    )  # here, as it takes longer than all else that a typing mistake waits for
+
     overflow = delta / (1 + math.exp(min(epsilon, 700))) / steps
     # One more example than there are: the neighbor of the data may have it.
     return min(examples, int(stats.binom.isf(overflow, examples + 1, probability)))
