@@ -1,14 +1,14 @@
 """Methods whose limit follows an average of the norms."""
 
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from .. import measures, shrinks, thresholds
-from ..core import ClipOptions, NonfiniteOptions, clip
-from ..thresholds import Feed, Limitable, choice
+from ..core import ClipOptions, NonfiniteOptions, clip, global_norm
+from ..thresholds import Feed, Limitable, Now, Threshold, as_threshold, choice
 from ..thresholds.averages import second_moment
 from .named import method
 
@@ -80,33 +80,31 @@ def adagc(
     \gamma_{l,t} = \beta\,\gamma_{l,t-1} + (1 - \beta)\,\|u_l\|$$
 
     In the warm-up, $t < T$, the global norm is clipped instead, and $\gamma_l$ is the smallest
-    $\|u_l\|$ so far.
+    positive $\|u_l\|$ so far.
 
     Args:
       ratio: $\lambda$.
       decay: $\beta$, from 0 to 1.
       warmup: $T$; the warm-up is of $T - 1$ steps.
       warmup_limit: of the global norm in the warm-up.
-      feed: what enters $\gamma$. `"clipped"` is the paper: an array whose gradient is zero once in
-        the warm-up, as that of an idle expert is, stays zero for ever, and a lasting change of
-        level takes many hundreds of steps to be followed. With `"raw"` $\gamma$ is the mean norm of
-        the warm-up, and takes in $\|g_l\|$ then; neither happens.
+      feed: what enters $\gamma$. `"clipped"` is the paper: a lasting change of level takes many
+        hundreds of steps to be followed. With `"raw"` $\gamma$ is the mean norm of the warm-up, and
+        takes in $\|g_l\|$ then, which follows within a few half-lives.
       **options: `nonfinite` and `name`, as in `clip`.
 
     Returns:
-      The transformation; its state holds a number and a counter for every array. `metrics` calls
-      the clip of the warm-up `NAME_warmup`.
+      The transformation; its state holds a number and a counter for every array. Its `update` takes
+      the global norm as `grad_norm=` where the caller has it already.
 
     Example:
       >>> import optax
       >>> tx = optax.chain(adagc(), optax.adamw(1e-3))
 
     Source:
-      Wang et al. 2025, arXiv 2502.11034.
+      Wang et al. 2025, arXiv 2502.11034, where a gradient of zero in the warm-up, such as that of
+      an idle expert, freezes its array for ever; here it teaches nothing.
     """
     choice("feed", feed, "clipped", "raw")
-    warming_up = {**options, "name": options.get("name", "clip") + "_warmup"}
-    whole = thresholds.warmup_then(warmup - 1, warmup_limit, jnp.inf)
     own = thresholds.ema(
         ratio,
         decay=decay,
@@ -114,9 +112,31 @@ def adagc(
         start="smallest" if feed == "clipped" else "mean",
         feed=feed,
     )
-    return optax.chain(
-        clip(measures.whole(), whole, **warming_up), clip(measures.per_leaf(), own, **options)
-    )
+    warming_up = thresholds.warmup_then(warmup - 1, _share_of_whole(warmup_limit), jnp.inf)
+    inner = clip(measures.per_leaf(), thresholds.cascade(warming_up, own), **options)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        if extra_args.get("grad_norm") is None:
+            extra_args["grad_norm"] = global_norm(updates)
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _share_of_whole(limit: Limitable) -> Threshold:
+    r"""What a limit $\tau$ of the global norm leaves to a block: $n_l\,\tau / \|g\|$ beyond it."""
+    whole = as_threshold(limit, name="warmup_limit")
+
+    def update(norm: Array, state: Any, now: Now) -> tuple[Array, Any]:
+        total = jnp.asarray(now.extra_args["grad_norm"], norm.dtype)
+        limit, state = whole.update(total, state, now)
+        limit = jnp.maximum(jnp.asarray(limit, norm.dtype), 0)
+        own = jnp.where(total <= limit, jnp.inf, limit * (norm / jnp.where(total > 0, total, 1)))
+        return jnp.where(jnp.isfinite(total), own, jnp.nan), state
+
+    return Threshold(whole.init, update, whole.reads_params)
 
 
 @method("feed")
@@ -171,20 +191,20 @@ def spam_clip(
       ratio: $\theta$.
       decay: $\beta$, that of the second moment of the Adam that follows.
       warmup: the first step that has a limit.
-      feed: what enters $v$. With the `"clipped"` entries of the paper one that is zero through the
-        warm-up stays zero until the moments are reset, which is the optimizer's affair; with the
-        `"raw"` ones it comes back at once.
+      feed: what enters $v$: the `"clipped"` entries, as the authors have it, or the `"raw"` ones,
+        which follow a lasting change of level.
       **options: `nonfinite` and `name`, as in `clip`.
 
     Returns:
-      The transformation; its state is as large as the parameters, and a counter for every entry.
+      The transformation; its state is as large as the parameters.
 
     Example:
       >>> import optax
       >>> tx = optax.chain(spam_clip(), optax.adam(1e-3))
 
     Source:
-      Huang et al. 2025, arXiv 2501.06842, where $v$ is Adam's own.
+      Huang et al. 2025, arXiv 2501.06842, where $v$ is Adam's own, and an entry that is zero all
+      through the warm-up stays zero; here it has no limit until it has been something.
     """
     limit = second_moment(ratio, decay=decay, warmup=warmup, feed=feed)
     return clip(measures.per_entry(), limit, **options)

@@ -44,15 +44,20 @@ def method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
         parameters = [
             p.replace(default=Fixed(p.default)) if p.name in fixed else p for p in own
         ] + _options(make)
+        full = signature.replace(parameters=parameters)
 
         @functools.wraps(make)
         def named(*args: P.args, **kwargs: P.kwargs) -> optax.GradientTransformationExtraArgs:
             for key, value in kwargs.items():
                 if isinstance(value, Fixed):
                     kwargs[key] = value.value
+            try:
+                full.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{make.__name__}{_spelled(full)}: {error}.") from None
             return make(*args, **kwargs)
 
-        vars(named)["__signature__"] = signature.replace(parameters=parameters)
+        vars(named)["__signature__"] = full
         _methods[make.__name__] = named
         return named
 
@@ -62,6 +67,12 @@ def method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
 def named() -> dict[str, Callable[..., optax.GradientTransformationExtraArgs]]:
     """Returns every named method, by its name."""
     return dict(_methods)
+
+
+def _spelled(signature: inspect.Signature) -> str:
+    """The signature without its types."""
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(bare))
 
 
 def _options(make: Callable) -> list[inspect.Parameter]:

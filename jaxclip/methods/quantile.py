@@ -22,7 +22,7 @@ def autoclip(
     $$u = g \min\Big(1, \frac{\tau}{\|g\|}\Big), \qquad \tau = P_p(n_1, \dots, n_t)$$
 
     Args:
-      percentile: $p$, from 0 to 100.
+      percentile: $p$, from 0 to 100. About 100 - $p$ percent of the steps are clipped.
       window: how many of the last norms count; the authors count all. The state holds twice as many
         numbers. `clip_by_quantile` tracks a quantile with a single one.
       **options: `shrink`, `nonfinite` and `name`, as in `clip`.
@@ -37,6 +37,11 @@ def autoclip(
     Source:
       Seetharaman, Wichern, Pardo, Le Roux 2020, arXiv 2007.14469.
     """
+    if isinstance(percentile, float) and 0 < percentile < 1:
+        raise ValueError(
+            f"`percentile` is {percentile}, on a scale from 0 to 100. For the quantile "
+            f"{percentile} give {100 * percentile:g}."
+        )
     share = checked("percentile", percentile, at_most=100) / 100
     return clip(measures.whole(), thresholds.quantile(share, window=window), **options)
 

@@ -14,6 +14,7 @@ from .base import choice as choice
 from .base import constant as constant
 from .base import relative as relative
 from .base import scheduled as scheduled
+from .combined import cascade as cascade
 from .combined import lowest as lowest
 from .combined import warmup_then as warmup_then
 from .trackers import geometric_quantile as geometric_quantile

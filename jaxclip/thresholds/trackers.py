@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .base import Limit, Norm, Now, Threshold, checked
+from .base import Limit, Norm, Now, Threshold, checked, checked_quantile, numbers
 
 Number = float | Array
 
@@ -28,14 +28,19 @@ def geometric_quantile(
     Source:
       Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv 1905.03871.
     """
-    share = checked("quantile", quantile, at_most=1)
-    rate, initial = checked("rate", rate), checked("initial", initial)
+    share = checked_quantile(quantile)
+    rate, initial = checked("rate", rate), checked("initial", initial, positive=True)
 
     def init(norm: Norm) -> Float[Array, ""]:
         return jnp.asarray(initial, norm.dtype) + norm
 
     def update(norm: Norm, state: Float[Array, ""], now: Now) -> tuple[Limit, Float[Array, ""]]:
+        eta, q = numbers(norm, rate, share)
         within = (norm <= state).astype(norm.dtype)
-        return state, state * jnp.exp(-rate * (within - share))
+        moved = state * jnp.exp(-eta * (within - q))
+        # It moves in proportion to itself: from 0 and from infinity there would be no way back.
+        range_ = jnp.finfo(norm.dtype)
+        moved = jnp.clip(moved, range_.tiny, range_.max)
+        return state, jnp.where(jnp.isinf(state), state, moved)
 
     return Threshold(init, update)

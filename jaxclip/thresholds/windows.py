@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .base import Limit, Norm, Now, Threshold, checked, whole_number
+from ..norms import ratio
+from .base import Limit, Norm, Now, Threshold, checked, checked_quantile, numbers, whole_number
 
 Number = float | Array
 
@@ -29,12 +30,22 @@ def push(window: Window, value: Norm) -> Window:
 
 
 def mean_and_deviation(window: Window, ddof: int = 0) -> tuple[Norm, Norm]:
-    """Returns mean and standard deviation of the values; 0 and 0 of none."""
-    held = jnp.arange(window.values.size, dtype=jnp.int32) < window.seen
-    number = jnp.minimum(window.seen, window.values.size).astype(window.values.dtype)
-    mean = jnp.sum(jnp.where(held, window.values, 0)) / jnp.maximum(number, 1)
-    squares = jnp.sum(jnp.where(held, jnp.square(window.values - mean), 0))
-    return mean, jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
+    r"""Returns mean and standard deviation of the values; 0 and 0 of none.
+
+    $$\mu = a + d\,\overline{x}, \quad \sigma = d \sqrt{\overline{(x - \overline{x})^2}}, \qquad
+    x = \frac{v - a}{d}, \quad a = \min v, \quad d = \max v - \min v$$
+
+    so that no sum leaves the range of the dtype, and equal values have exactly themselves as mean.
+    """
+    values = window.values
+    held = jnp.arange(values.size, dtype=jnp.int32) < window.seen
+    number = jnp.minimum(window.seen, values.size).astype(values.dtype)
+    low = jnp.min(jnp.where(held, values, values[0]))
+    spread = jnp.max(jnp.where(held, values, values[0])) - low
+    x = jnp.where(held, ratio(values - low, jnp.where(spread > 0, spread, 1)), 0)
+    mean = jnp.sum(x) / jnp.maximum(number, 1)
+    squares = jnp.sum(jnp.where(held, jnp.square(x - mean), 0))
+    return low + spread * mean, spread * jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
 
 
 def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
@@ -42,8 +53,8 @@ def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
 
     $$\tau_t = \mu + k \max(\sigma, 10^{-6})$$
 
-    of the last $N$ finite norms before this one, as they were before the clip. There is no limit
-    before there are $\max(2, N/2)$ of them.
+    of the last $N$ norms before this one, as they were before the clip. There is no limit before
+    there are $\max(2, N/2)$ of them.
 
     Args:
       sigma: $k$.
@@ -63,7 +74,8 @@ def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
 
     def update(norm: Norm, state: Window, now: Now) -> tuple[Limit, Window]:
         mean, deviation = mean_and_deviation(state)
-        limit = mean + sigma * jnp.maximum(deviation, 1e-6)
+        [k] = numbers(norm, sigma)
+        limit = mean + k * jnp.maximum(deviation, 1e-6)
         enough = state.seen >= max(2, window // 2)
         return jnp.where(enough, limit, jnp.inf), push(state, norm)
 
@@ -97,7 +109,7 @@ def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
     Source:
       Seetharaman et al. 2020 (AutoClip), arXiv 2007.14469, over a window.
     """
-    share = checked("quantile", quantile, at_most=1)
+    share = checked_quantile(quantile)
     window = whole_number("window", window, 1)
 
     def init(norm: Norm) -> SortedWindow:
@@ -110,7 +122,8 @@ def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
         ordered = _replaced(ordered, leaving, norm)
         ring = push(ring, norm)
         last = (jnp.minimum(ring.seen, window) - 1).astype(norm.dtype)
-        position = share * last
+        [q] = numbers(norm, share)
+        position = q * last
         below = jnp.floor(position).astype(jnp.int32)
         above = jnp.ceil(position).astype(jnp.int32)
         low, high = ordered[below], ordered[above]
