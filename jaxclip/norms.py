@@ -215,35 +215,36 @@ def _scaled(norm: Norm, block: Block, kept: Axes) -> Array:
     r"""$m\,\|x / m\|_p$ with the largest entry $m$."""
     largest = _largest(norm, block, kept)
     usable = (largest > 0) & jnp.isfinite(largest)
-    m = jnp.where(usable, largest, 1)
-    value = m * _root(
-        norm.ord, _total(norm, [ratio(x, expand(m, kept, x.ndim)) for x in block], kept)
-    )
+    root = jnp.sqrt(jnp.where(usable, largest, 1))  # m = root * root
+    ratios = [ratio(x, expand(root, kept, x.ndim)) for x in block]
+    value = _root(norm.ord, _total(norm, ratios, kept)) * root * root
     # Subnormal entries are flushed from the sum, but not from the largest entry.
     return jnp.where(usable & (value > 0), value, largest)
 
 
-def ratio(x: Array, size: Array) -> Array:
-    r"""$x / n$ for a size $n > 0$ and entries that are not much larger.
+def ratio(x: Array, root: Array) -> Array:
+    r"""$x / n$, given $\sqrt n$, which has an inverse in range for every normal $n$.
 
-    XLA turns a division by a broadcast number into a product with $1/n$, which is flushed to 0 for
-    the largest $n$. A power of two brings $n$ into the middle of the range first.
+    XLA turns a division by a broadcast number $n$ into a product with $1/n$, which is flushed to 0
+    for the largest $n$. A power of two near $1/n$ would do as well, but what is cheap to compute,
+    and all that it is made of, XLA computes anew beside every array that it is multiplied with.
     """
-    k = jnp.where(size > 1, 2.0**-64, 2.0**64).astype(size.dtype)
-    return (x * k.astype(x.dtype)) * (1 / (size * k)).astype(x.dtype)
+    inverse = (1 / root).astype(x.dtype)
+    return x * inverse * inverse
 
 
 def _derivative(norm: Norm, kept: Axes, value: Array, block: Block, block_dot: Block) -> Array:
     r"""$\dot n = \sum_i (|x_i|/n)^{p-1} \mathrm{sgn}(x_i)\,\dot x_i$, and 0 where $n = 0$."""
-    positive = jnp.where(value > 0, value, 1)
+    root = jnp.sqrt(jnp.where(value > 0, value, 1))
 
     def direction(x: Array) -> Array:
-        n = expand(positive, kept, x.ndim).astype(jnp.finfo(x.dtype).dtype)
-        if norm.ord == 2:
-            return ratio(x, n)
         if norm.ord == math.inf:
-            return jnp.sign(x) * (jnp.abs(x) == n).astype(x.dtype)
-        return jnp.sign(x) * (ratio(jnp.abs(x), n) ** (norm.ord - 1)).astype(x.dtype)
+            largest = expand(value, kept, x.ndim).astype(jnp.finfo(x.dtype).dtype)
+            return jnp.sign(x) * (jnp.abs(x) == largest).astype(x.dtype)
+        r = expand(root, kept, x.ndim)
+        if norm.ord == 2:
+            return ratio(x, r)
+        return jnp.sign(x) * (ratio(jnp.abs(x), r) ** (norm.ord - 1)).astype(x.dtype)
 
     directions = [direction(x) for x in block]
     products = [(d.conj() * dx).real for d, dx in zip(directions, block_dot, strict=True)]
@@ -256,7 +257,11 @@ def _derivative(norm: Norm, kept: Axes, value: Array, block: Block, block_dot: B
 def _sum(norm: Norm, block: Block, kept: Axes, of: Callable) -> Float[Array, "..."]:
     """Sums `of(entry)` over a block's entries, arrays and devices."""
     return _combined(
-        norm, block, lambda x: jnp.sum(of(x), _reduced(kept, x.ndim)), operator.add, lax.psum
+        norm,
+        block,
+        lambda x: jnp.sum(of(x), _reduced(kept, x.ndim)),
+        operator.add,
+        lax.psum,
     )
 
 

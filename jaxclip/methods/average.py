@@ -80,7 +80,7 @@ def adagc(
     \gamma_{l,t} = \beta\,\gamma_{l,t-1} + (1 - \beta)\,\|u_l\|$$
 
     In the warm-up, $t < T$, the global norm is clipped instead, and $\gamma_l$ is the smallest
-    positive $\|u_l\|$ so far.
+    $\|u_l\|$ so far.
 
     Args:
       ratio: $\lambda$.
@@ -101,8 +101,9 @@ def adagc(
       >>> tx = optax.chain(adagc(), optax.adamw(1e-3))
 
     Source:
-      Wang et al. 2025, arXiv 2502.11034, where a gradient of zero in the warm-up, such as that of
-      an idle expert, freezes its array for ever; here it teaches nothing.
+      Wang et al. 2025, arXiv 2502.11034, where one gradient of zero in the warm-up, such as that of
+      an idle expert, or one spike, freezes the array for ever. Here a $\|u_l\|$ that is a thousand
+      times smaller than that of the neighboring steps is left out of the smallest.
     """
     choice("feed", feed, "clipped", "raw")
     own = thresholds.ema(

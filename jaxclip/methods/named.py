@@ -51,10 +51,12 @@ def method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
             for key, value in kwargs.items():
                 if isinstance(value, Fixed):
                     kwargs[key] = value.value
-            try:
-                full.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{make.__name__}{_spelled(full)}: {error}.") from None
+            unknown = [key for key in kwargs if key not in full.parameters]
+            if unknown:
+                raise TypeError(
+                    f"`{make.__name__}` has no argument `{unknown[0]}`. Its arguments are "
+                    f"{_spelled(full)}."
+                )
             return make(*args, **kwargs)
 
         vars(named)["__signature__"] = full

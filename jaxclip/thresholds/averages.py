@@ -9,6 +9,8 @@ from .base import Feed, Limit, Norm, Now, Threshold, checked, choice, fed, numbe
 
 Number = float | Array
 
+_OUTLIER = 1000.0
+
 
 class Average(NamedTuple):
     """The state of `ema`: the average, and the number of norms that it has taken in."""
@@ -35,7 +37,7 @@ def ema(
       warmup: the number of steps without a limit. There is none either before a first positive
         norm.
       start: what the norms of the warm-up (or else the first one) leave as $\gamma$: their mean, or
-        the smallest of them.
+        the smallest of them, not counting any that is a thousand times smaller than its neighbors.
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$: the limit rises by
         $1 + (1-\beta)(\lambda-1)$ a step at most, and with a small $\lambda$ hardly follows a
         change of level. `"raw"` is $n_t$, which follows within a few half-lives. `"normal"` is
@@ -61,7 +63,10 @@ def ema(
         if start == "mean":
             started = mean + (norm - mean) / (seen + 1).astype(norm.dtype)
         else:
-            started = jnp.where(norm > 0, jnp.minimum(mean, norm), mean)
+            # Beside a norm a thousand times smaller, the larger one is the rule and the smaller an
+            # exception: an array without a gradient, or what the clip of a spike left.
+            started = jnp.where(_OUTLIER * norm < mean, mean, jnp.minimum(mean, norm))
+            started = jnp.where(norm > _OUTLIER * mean, norm, started)
         started = jnp.where(empty, norm, started)
         learned = beta * mean + (1 - beta) * fed(feed, norm, limit, mean)
         mean = jnp.where(starting, started, learned)

@@ -42,7 +42,7 @@ def mean_and_deviation(window: Window, ddof: int = 0) -> tuple[Norm, Norm]:
     number = jnp.minimum(window.seen, values.size).astype(values.dtype)
     low = jnp.min(jnp.where(held, values, values[0]))
     spread = jnp.max(jnp.where(held, values, values[0])) - low
-    x = jnp.where(held, ratio(values - low, jnp.where(spread > 0, spread, 1)), 0)
+    x = jnp.where(held, ratio(values - low, jnp.sqrt(jnp.where(spread > 0, spread, 1))), 0)
     mean = jnp.sum(x) / jnp.maximum(number, 1)
     squares = jnp.sum(jnp.where(held, jnp.square(x - mean), 0))
     return low + spread * mean, spread * jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
