@@ -129,8 +129,8 @@ def skip_nonfinite(
 
     Args:
       inner: the whole optimizer, clip included.
-      max_consecutive: how many steps in a row may be skipped; the next is taken, nan and all, so that
-        the failure shows, as `optax.apply_if_finite` has it. None is any number.
+      max_consecutive: how many steps in a row may be skipped; the next is taken, nan and all, so
+        that the failure shows, as `optax.apply_if_finite` has it. None is any number.
       name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
