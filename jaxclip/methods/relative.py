@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from .. import measures, norms, thresholds
 from ..core import ClipOptions, NonfiniteOptions, clip
-from ..leaves import is_measured, replaced
+from ..leaves import is_measured
 from ..thresholds import checked
 from .named import method
 
@@ -135,11 +135,11 @@ def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.
         return jnp.where(jnp.isfinite(size) & beyond, endless, quotient)
 
     def measure(updates: optax.Updates) -> tuple[measures.Norms, Callable]:
-        ratios, _ = per_leaf(jax.tree.map(ratio, updates, params, is_leaf=lambda x: x is None))
+        ratios, _ = per_leaf(jax.tree.map(ratio, updates, params, is_leaf=_is_none))
         _, rescale = per_leaf(updates)
 
         def rescale_all(factors: measures.Factors) -> optax.Updates:
-            return replaced(updates, jax.tree.map(_unless_endless, ratios, rescale(factors)))
+            return jax.tree.map(_unless_endless, ratios, rescale(factors), is_leaf=_is_none)
 
         return ratios, rescale_all
 
@@ -151,7 +151,13 @@ def _size(x: Array) -> Array:
     return jnp.abs(x.astype(norms.working_dtype(x.dtype)))
 
 
-def _unless_endless(ratio: Array, rescaled: Array) -> Array:
+def _unless_endless(ratio: Array | None, rescaled: Any) -> Any:
+    if ratio is None:
+        return rescaled
     # The largest number stands for all beyond it, whose factors are smaller than its own.
     endless = ratio == jnp.finfo(ratio.dtype).max
     return jnp.where(endless, jnp.zeros_like(rescaled), rescaled)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
