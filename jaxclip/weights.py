@@ -28,7 +28,8 @@ def clip_weights(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite` and `name`, as in `clip`.
+      **options: `nonfinite` and `name`, as in `clip`; it is the update that becomes nan or zero
+        where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -65,7 +66,8 @@ def clip_weights_by_fan_in(
         leaf to be left alone. By default a kernel's is the product of all its axes but the last, a
         vector's that of the kernel beside it in the same dict whose last axis is as long, and all
         else is left alone.
-      **options: `nonfinite` and `name`, as in `clip`.
+      **options: `nonfinite` and `name`, as in `clip`; it is the update that becomes nan or zero
+        where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -121,7 +123,9 @@ def _way(update: Any, param: Any, moved: Any, clipped: Any) -> Any:
     if not leaves.is_measured(update):
         return update
     # What is within the limit keeps its update to the bit, which `(w + u) - w` would not.
-    return jnp.where(clipped == moved, update, (clipped - param).astype(update.dtype))
+    way = jnp.where(clipped == moved, update, (clipped - param).astype(update.dtype))
+    # Of no number the clip made nan or zero, as it was asked to: that is the update.
+    return jnp.where(jnp.isfinite(moved), way, clipped.astype(update.dtype))
 
 
 def _is_none(x: Any) -> bool:

@@ -1,20 +1,20 @@
 """Clipping by value, which has a way of its own: every block is one entry."""
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .. import shrinks
-from ..core import ClipState, Nonfinite, as_thresholds, clip, given_limits, is_threshold
-from ..leaves import measured, replaced, scale
+from ..bits import exponent, magnitude, no_larger, not_negative, times_power_of_two
+from ..core import ClipState, Nonfinite, as_thresholds, clip, is_threshold, matched
+from ..leaves import measured, replaced
 from ..measures import per_entry
 from ..metrics import observed, share
 from ..norms import l2, rms, working_dtype
-from ..thresholds import Limitable
+from ..thresholds import Limitable, Now
 from .named import method
 
 
@@ -58,15 +58,13 @@ def clip_by_value(
         arrays, structure = jax.tree.flatten(measured(updates))
         before = state.metrics[name]
         dtype = before.norm.dtype
-        limits = given_limits(thresholds, structure.unflatten(arrays), state.step, dtype)
-        pairs = list(zip(arrays, limits, strict=True))
-        clamped = [_clamp(x, limit, nonfinite) for x, limit in pairs]
+        limits = limits_now(thresholds, structure.unflatten(arrays), state.step, dtype)
+        decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]
+        clamped, shrunk = zip(*decided, strict=True) if decided else ((), ())
         sizes = rms([arrays, clamped], [(), ()])
-        entries = max(1, sum(x.size for x in arrays))
-        weighted = [limit * math.sqrt(x.size / entries) for x, limit in pairs]
-        shrunk = [(jnp.abs(x).astype(dtype) > c) & jnp.isfinite(x) for x, c in pairs]
+        limit = mean_limit(limits, [x.size for x in arrays], dtype)
         step = state.step + 1
-        seen = observed(before, [*sizes, *l2([weighted], [()])], share(shrunk), step)
+        seen = observed(before, [*sizes, limit], share(shrunk), step)
         return replaced(updates, structure.unflatten(clamped)), ClipState(
             step, state.thresholds, {name: seen}
         )
@@ -74,12 +72,60 @@ def clip_by_value(
     return optax.GradientTransformationExtraArgs(by_factor.init, update)
 
 
-def _clamp(x: Array, limit: Float[Array, ""], nonfinite: Nonfinite) -> Array:
-    if jnp.iscomplexobj(x):
-        size = jnp.abs(x)
-        clamped = scale(x, shrinks.hard(size, limit.astype(size.dtype)))
-    else:
-        wide = limit.astype(working_dtype(x.dtype))
-        clamped = jnp.clip(x.astype(wide.dtype), -wide, wide).astype(x.dtype)
+def limits_now(
+    thresholds: PyTree, arrays: PyTree[Array], step: Int[Array, ""], dtype: jnp.dtype
+) -> list[Float[Array, ""]]:
+    """The limit of each array, by thresholds that neither look at a norm nor remember any."""
+    zero, now = jnp.zeros((), dtype), Now(step, None, {})
+    return [
+        not_negative(jnp.asarray(threshold.update(zero, (), now)[0], dtype))
+        for threshold, _ in matched(thresholds, arrays)
+    ]
+
+
+def mean_limit(
+    limits: Sequence[Float[Array, ""]], blocks: Sequence[int], dtype: jnp.dtype
+) -> Float[Array, ""]:
+    """The root mean square of limits, each of a number of blocks; a limit of none is not counted.
+
+    The numbers may be beyond an int32, and symbolic.
+    """
+    counts = [jnp.asarray(number, dtype) for number in blocks]
+    total = jnp.maximum(sum(counts, jnp.zeros((), dtype)), 1)
+    weighted = [
+        jnp.where(count > 0, limit * jnp.sqrt(count / total), 0)
+        for limit, count in zip(limits, counts, strict=True)
+    ]
+    [mean] = l2([weighted], [()])
+    return mean
+
+
+def _clamped(
+    x: Array, limit: Float[Array, ""], nonfinite: Nonfinite
+) -> tuple[Array, Bool[Array, "..."]]:
+    """The array with its entries within the limit, and which of them were beyond it."""
+    wide = x.astype(working_dtype(x.dtype))
+    limit = limit.astype(wide.real.dtype)
+    size, at_limit = (_of_complex if jnp.iscomplexobj(x) else _of_real)(wide, limit)
+    # By selection: arithmetic flushes subnormal entries.
+    clamped = jnp.where(no_larger(size, limit), x, at_limit.astype(x.dtype))
+    defined = jnp.isfinite(size) & ~jnp.isnan(limit)
     bad = jnp.array(0 if nonfinite == "zero" else jnp.nan, x.dtype)
-    return jnp.where(jnp.isfinite(x), clamped, bad)
+    return jnp.where(defined, clamped, bad), defined & (magnitude(size) > magnitude(limit))
+
+
+def _of_real(x: Array, limit: Array) -> tuple[Array, Array]:
+    """The sizes of real entries, and the entries of the size of the limit."""
+    return jnp.abs(x), jnp.copysign(limit, x)
+
+
+def _of_complex(z: Array, limit: Array) -> tuple[Array, Array]:
+    """The moduli of complex entries, and the entries whose modulus is the limit."""
+    e = exponent(z)
+    unit = times_power_of_two(z, -e)  # in range, where neither squares nor quotients are lost
+    zero = unit == 0
+    modulus = jnp.where(zero, 0, jnp.abs(jnp.where(zero, 1, unit)))
+    direction = unit / jnp.where(zero, 1, modulus).astype(z.dtype)
+    of_limit = exponent(limit)
+    scaled = direction * times_power_of_two(limit, -of_limit).astype(z.dtype)
+    return times_power_of_two(modulus, e), times_power_of_two(scaled, of_limit)
