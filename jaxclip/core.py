@@ -23,7 +23,6 @@ from .metrics import ClipMetrics, initial, observed, pooled, share
 from .norms import lp, on_one_device, working_dtype
 from .shrinks import Nonfinite, Shrink, block_factor
 from .thresholds import Limitable, checked
-from .thresholds.tree import is_threshold as is_threshold
 from .thresholds.tree import limit_tree
 
 
@@ -243,10 +242,3 @@ def _check_parts(measure: Any, threshold: Any, shrink: Any) -> None:
             "The limit is None, which means unlimited in a tree of limits, but here would leave "
             "the clip without any effect. Give a number; `math.inf` means unlimited."
         )
-
-
-as_thresholds = limit_tree
-
-
-def given_limits(thresholds, arrays, step, dtype):
-    return thresholds.given(arrays, step, dtype)

@@ -28,6 +28,8 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Inexact
 
+from .bits import magnitude
+
 Block = Sequence[Inexact[Array, "..."]]
 Axes = tuple[int, ...]
 
@@ -294,8 +296,7 @@ def _bits(x: Array) -> Array:
     """The sizes |x| as integers of the same order; nan is the largest of all."""
     if jnp.iscomplexobj(x):  # |x| is flushed where both parts are subnormal
         return functools.reduce(jnp.maximum, map(_bits, (jnp.abs(x), x.real, x.imag)))
-    integers = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
-    return lax.bitcast_convert_type(x, integers) & jnp.iinfo(integers).max
+    return magnitude(x)
 
 
 def _size_of_bits(bits: Array) -> Array:

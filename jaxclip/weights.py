@@ -150,7 +150,7 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
         def rescale_all(factors: measures.Factors) -> optax.Params:
             return leaves.replaced(params, rescale(factors))
 
-        return jax.tree.map(lambda n, w: n * w, norms, weights), rescale_all
+        return jax.tree.map(lambda n, w: n * w, norms, weights), measures.FullRange(rescale_all)
 
     return measure
 

@@ -10,13 +10,12 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from . import norms
-from .bits import largest_exponent, times_power_of_two
 from .core import global_norm
 from .leaves import is_measured
 from .metrics import ClipMetrics, initial, observed
 from .thresholds import checked, choice
 from .thresholds.base import whole_number
-from .thresholds.windows import Window, empty, push
+from .thresholds.windows import Window, empty, mean_and_deviation, push
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -278,25 +277,11 @@ def skip_on_spike(
 
 
 def _beyond_usual(window: Window, sigma: float | Array) -> Array:
-    """The mean of the values and some standard deviations.
-
-    Of equal values it is their value at least, whatever rounding does: what is averaged is their
-    difference from one of them, in units in which no square leaves the range of the dtype.
-    """
-    dtype = window.values.dtype
-    held = jnp.arange(window.values.size, dtype=jnp.int32) < window.seen
-    values = jnp.where(held, window.values, window.values[0])
-    number = jnp.clip(window.seen, 1, window.values.size).astype(dtype)
-    e = largest_exponent(values) + 1  # so that differences are in range as well
-    values = times_power_of_two(values, -e)
-    off = values - values[0]
-    mean = jnp.sum(off) / number
-    squares = jnp.sum(jnp.where(held, jnp.square(off - mean), 0))
-    deviation = jnp.sqrt(squares / jnp.maximum(number - 1, 1))
-    info = jnp.finfo(dtype)
-    rounding = info.eps * jnp.max(jnp.abs(values)) + info.tiny
-    limit = values[0] + mean + jnp.asarray(sigma, dtype) * jnp.maximum(deviation, rounding)
-    return times_power_of_two(limit, e)
+    """The mean of the values and some standard deviations, of which rounding is one at least."""
+    mean, deviation = mean_and_deviation(window, ddof=1)
+    info = jnp.finfo(mean.dtype)
+    rounding = info.eps * jnp.max(jnp.abs(window.values)) + info.tiny
+    return mean + jnp.asarray(sigma, mean.dtype) * jnp.maximum(deviation, rounding)
 
 
 def _scalar(loss: Any, dtype: jnp.dtype) -> Array | None:

@@ -141,7 +141,7 @@ def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.
         def rescale_all(factors: measures.Factors) -> optax.Updates:
             return jax.tree.map(_unless_endless, ratios, rescale(factors), is_leaf=_is_none)
 
-        return ratios, rescale_all
+        return ratios, measures.FullRange(rescale_all)
 
     return measure
 

@@ -12,14 +12,7 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .. import shrinks
 from ..bits import largest_exponent, times_power_of_two
-from ..core import (
-    ClipOptions,
-    ClipState,
-    Nonfinite,
-    as_thresholds,
-    clip,
-    is_threshold,
-)
+from ..core import ClipOptions, ClipState, Nonfinite, clip
 from ..leaves import measured, replaced
 from ..measures import singular_values
 from ..metrics import observed
@@ -27,8 +20,9 @@ from ..norms import rms
 from ..shrinks import Shrink
 from ..singular import like, matrix
 from ..thresholds import Limitable, choice
+from ..thresholds.tree import is_threshold, limit_tree
 from .named import method
-from .value import limits_now, mean_limit
+from .value import mean_limit
 
 Matrix = Inexact[Array, "rows columns"]
 
@@ -109,7 +103,7 @@ def _by_products(
             "`limit` is a threshold, which wants to see singular values, and `newton_schulz` knows "
             'none. Give a number, an array or a schedule, or the method "svd".'
         )
-    thresholds = as_thresholds(limit)
+    thresholds = limit_tree(limit)
     bad = 0 if nonfinite == "zero" else jnp.nan
 
     def update(
@@ -117,7 +111,7 @@ def _by_products(
     ) -> tuple[optax.Updates, ClipState]:
         arrays, structure = jax.tree.flatten(measured(updates))
         before = state.metrics[name]
-        limits = limits_now(thresholds, structure.unflatten(arrays), state.step, before.norm.dtype)
+        limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
         clipped, beyond, numbers = [], [], []
         for x, limit in zip(arrays, limits, strict=True):
             of = matrix(x)
@@ -133,7 +127,6 @@ def _by_products(
         seen_limit = mean_limit(limits, numbers, before.norm.dtype)
         share = sum(beyond, jnp.zeros((), before.norm.dtype)) / number
         step = state.step + 1
-        share = sum(beyond, jnp.zeros(())) / number
         seen = observed(before, [*sizes, seen_limit], share, step)
         return replaced(updates, structure.unflatten(clipped)), ClipState(
             step, state.thresholds, {name: seen}

@@ -6,15 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from ..bits import exponent, magnitude, no_larger, not_negative, times_power_of_two
-from ..core import ClipState, Nonfinite, as_thresholds, clip, is_threshold, matched
+from ..bits import exponent, magnitude, no_larger, times_power_of_two
+from ..core import ClipState, Nonfinite, clip
 from ..leaves import measured, replaced
 from ..measures import per_entry
 from ..metrics import observed, share
 from ..norms import l2, rms, working_dtype
-from ..thresholds import Limitable, Now
+from ..thresholds import Limitable
+from ..thresholds.tree import is_threshold, limit_tree
 from .named import method
 
 
@@ -49,7 +50,7 @@ def clip_by_value(
     by_factor = clip(per_entry(), limit, nonfinite=nonfinite, name=name)
     if any(map(is_threshold, jax.tree.leaves(limit, is_leaf=is_threshold))):
         return by_factor  # a threshold may want to see, and to learn from, every entry
-    thresholds = as_thresholds(limit)
+    thresholds = limit_tree(limit)
 
     # The same outcome and state, without an array of norms and one of factors.
     def update(
@@ -58,7 +59,7 @@ def clip_by_value(
         arrays, structure = jax.tree.flatten(measured(updates))
         before = state.metrics[name]
         dtype = before.norm.dtype
-        limits = limits_now(thresholds, structure.unflatten(arrays), state.step, dtype)
+        limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
         decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]
         clamped, shrunk = zip(*decided, strict=True) if decided else ((), ())
         sizes = rms([arrays, clamped], [(), ()])
@@ -70,17 +71,6 @@ def clip_by_value(
         )
 
     return optax.GradientTransformationExtraArgs(by_factor.init, update)
-
-
-def limits_now(
-    thresholds: PyTree, arrays: PyTree[Array], step: Int[Array, ""], dtype: jnp.dtype
-) -> list[Float[Array, ""]]:
-    """The limit of each array, by thresholds that neither look at a norm nor remember any."""
-    zero, now = jnp.zeros((), dtype), Now(step, None, {})
-    return [
-        not_negative(jnp.asarray(threshold.update(zero, (), now)[0], dtype))
-        for threshold, _ in matched(thresholds, arrays)
-    ]
 
 
 def mean_limit(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from ..bits import not_negative
 from ..leaves import leaves_with_path
 from .base import Limitable, Now, Threshold, as_threshold
 
@@ -69,7 +70,7 @@ class LimitTree:
             finite = jnp.isfinite(norm)
             now = Now(step, param_norm if one.reads_params else None, extra_args)
             limit, learned = one.update(jnp.where(finite, norm, 0), state, now)
-            limit = jnp.maximum(jnp.asarray(limit, norm.dtype), 0)
+            limit = not_negative(jnp.asarray(limit, norm.dtype))
             learns = finite & ~jnp.isnan(limit)
             return limit, jax.tree.map(
                 lambda new, old: jnp.where(learns, jnp.asarray(new, old.dtype), old), learned, state
@@ -107,7 +108,7 @@ class LimitTree:
         """The limit of each array, by thresholds that neither look at a norm nor remember any."""
         zero, now = jnp.zeros((), dtype), Now(step, None, {})
         return [
-            jnp.maximum(jnp.asarray(one.update(zero, (), now)[0], dtype), 0)
+            not_negative(jnp.asarray(one.update(zero, (), now)[0], dtype))
             for one in self.spread(arrays)
         ]
 

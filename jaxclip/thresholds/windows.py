@@ -32,20 +32,21 @@ def push(window: Window, value: Norm) -> Window:
 def mean_and_deviation(window: Window, ddof: int = 0) -> tuple[Norm, Norm]:
     r"""Returns mean and standard deviation of the values; 0 and 0 of none.
 
-    $$\mu = a + d\,\overline{x}, \quad \sigma = d \sqrt{\overline{(x - \overline{x})^2}}, \qquad
-    x = \frac{v - a}{d}, \quad a = \min v, \quad d = \max v - \min v$$
+    $$\mu = a + 2d\,\overline{x}, \quad \sigma = 2d \sqrt{\overline{(x - \overline{x})^2}}, \qquad
+    x = \frac{v - a}{2d}, \quad a = \min v, \quad 2d = \max v - \min v$$
 
-    so that no sum leaves the range of the dtype, and equal values have exactly themselves as mean.
+    so that nothing leaves the range of the dtype, and equal values have exactly themselves as mean.
     """
-    values = window.values
-    held = jnp.arange(values.size, dtype=jnp.int32) < window.seen
+    held = jnp.arange(window.values.size, dtype=jnp.int32) < window.seen
+    values = jnp.where(held, window.values, window.values[0])
     number = jnp.minimum(window.seen, values.size).astype(values.dtype)
-    low = jnp.min(jnp.where(held, values, values[0]))
-    spread = jnp.max(jnp.where(held, values, values[0])) - low
-    x = jnp.where(held, ratio(values - low, jnp.sqrt(jnp.where(spread > 0, spread, 1))), 0)
-    mean = jnp.sum(x) / jnp.maximum(number, 1)
+    low = jnp.min(values)
+    d = jnp.max(values) / 2 - low / 2
+    x = ratio(values / 2 - low / 2, jnp.sqrt(jnp.where(d > 0, d, 1)))
+    mean = jnp.sum(jnp.where(held, x, 0)) / jnp.maximum(number, 1)
     squares = jnp.sum(jnp.where(held, jnp.square(x - mean), 0))
-    return low + spread * mean, spread * jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
+    deviation = jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
+    return low + d * mean + d * mean, jnp.minimum(2 * (d * deviation), jnp.finfo(d.dtype).max)
 
 
 def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
