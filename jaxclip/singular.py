@@ -85,7 +85,8 @@ def recomposed(parts: Parts, factor: Float[Array, " k"], x: Inexact[Array, "..."
     # Products in the middle of the range, where nothing that counts is flushed to zero.
     lift = info.nmant + 10
     lift = jnp.where(largest_exponent(values) < info.minexp + lift, lift, 0)
-    kept = factor * times_power_of_two(values, lift)
+    # By selection: of a singular value that is beyond every number, 0 * inf is nan.
+    kept = jnp.where(factor == 0, 0, factor * times_power_of_two(values, lift))
     e = largest_exponent(kept)
     scaled = left * times_power_of_two(kept, -e)[None, :].astype(left.dtype)
     product = jnp.matmul(scaled, right, precision="highest")

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from . import norms
@@ -93,17 +92,14 @@ def _left(update: Any, carry: Any, given: Any) -> Any:
 
 def _sum(update: Array, carry: Array) -> Array:
     """The sum in the dtype of the carry, and in the range of that of the update."""
-    total = update.astype(carry.dtype) + carry
-    if jnp.iscomplexobj(total):
-        within = lax.complex(_in_range(total.real, carry.dtype), _in_range(total.imag, carry.dtype))
+    update, dtype = update.astype(carry.dtype), update.dtype
+    total = update + carry
+    if jnp.iscomplexobj(total):  # half of what is out of range is in range, and has its direction
+        within = jnp.where(jnp.isfinite(jnp.abs(total)), total, update / 2 + carry / 2)
     else:
-        within = _in_range(total, update.dtype)
+        most = float(jnp.finfo(dtype).max)
+        within = jnp.clip(total, -most, most)
     return jnp.where(jnp.isfinite(update), within, total)
-
-
-def _in_range(x: Array, dtype: jnp.dtype) -> Array:
-    most = float(jnp.finfo(dtype).max)
-    return jnp.clip(x, -most, most)
 
 
 class SkipNonfiniteState(NamedTuple):

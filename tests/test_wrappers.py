@@ -221,6 +221,15 @@ def test_wrappers_error_feedback_of_sums_out_of_range(dtype):
         np.testing.assert_array_equal(np.asarray(out.real, np.float32), wanted)
 
 
+def test_wrappers_error_feedback_of_complex_sums_out_of_range():
+    tx = jaxclip.u_clip(1.0)
+    update, state = jax.jit(tx.update), tx.init(jnp.zeros(1, jnp.complex64))
+    for _ in range(4):
+        out, state = update(jnp.full(1, 2e38 - 2e38j, jnp.complex64), state)
+        np.testing.assert_allclose(out, [(1 - 1j) / np.sqrt(2)], rtol=1e-6)
+        assert np.all(np.isfinite(np.abs(state.carry)))
+
+
 def test_wrappers_keep_the_carry_of_what_has_no_gradient_now():
     tx = jaxclip.u_clip(1.0)
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}

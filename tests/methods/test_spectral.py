@@ -156,6 +156,14 @@ def test_spectral_nan_and_infinity_and_a_limit_of_nan(method):
             assert float(metrics.clipped) == 0
 
 
+def test_spectral_a_singular_value_beyond_every_number_is_not_finite():
+    x = np.full((3, 3), 2e38, np.float32) + np.diag(np.float32([1e38, 0, 0]))
+    out, metrics = clipped("svd", nonfinite="zero")(x, jnp.float32(0.5))
+    np.testing.assert_allclose(np.linalg.svd(out)[1], [0.5, 0.5, 0], atol=1e-6)
+    assert int(metrics.nonfinite) == 1
+    assert np.all(np.isnan(clipped("svd")(x, jnp.float32(0.5))[0]))
+
+
 def test_spectral_products_of_a_limit_of_nan():
     x = np.ones((4, 4), np.float32)
     for nonfinite, wanted in (("propagate", np.nan), ("zero", 0)):
