@@ -5,7 +5,11 @@
     updates = rescale(shrink(norms, limits))
 
 A measure says which blocks a gradient has and how large they are, a threshold how large a block may
-be, a shrink what to do about it. A clipping method is a choice of the three.
+be, a shrink what to do about it. A clipping method is a choice of the three:
+
+    clip_by_global_norm(1.0) = clip(measures.whole(), 1.0)
+    adaptive_grad_clip(0.01) = clip(measures.per_unit(), thresholds.relative(0.01))
+    drop_spikes(4.0)         = clip(measures.whole(), thresholds.ema(4.0, decay=0.99), shrinks.drop)
 """
 
 from functools import partial
@@ -17,12 +21,12 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import measures, shrinks
-from .leaves import Factor, scale
-from .measures import Measure, Norms, rescaled, whole
-from .metrics import ClipMetrics, initial, observed, pooled, share
+from .clip_metrics import ClipMetrics, initial, observe, pool, share
+from .leaves import Factor, is_none, scale
+from .measures import Measure, Norms, apply_factors, whole
 from .norms import lp, on_one_device, working_dtype
 from .shrinks import Nonfinite, Shrink, block_factor
-from .thresholds import Limitable, checked
+from .thresholds import LimitLike, check_number
 from .thresholds.tree import limit_tree
 
 
@@ -56,7 +60,7 @@ class ClipState(NamedTuple):
 
 def clip(
     measure: Measure,
-    threshold: PyTree[Limitable | None],
+    threshold: PyTree[LimitLike | None],
     shrink: Shrink = shrinks.hard,
     *,
     nonfinite: Nonfinite = "propagate",
@@ -116,7 +120,7 @@ def clip(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        before = _metrics_before(state, name)
+        before = state_metrics(state, name)
         wide = partial(jax.tree.map, lambda norm: norm.astype(before.norm.dtype))
         norms, rescale = measure(updates)
         norms = wide(norms)
@@ -127,11 +131,8 @@ def clip(
             norms, state.thresholds, param_norms, state.step, extra_args
         )
         factors = jax.tree.map(lambda n, t: block_factor(shrink, n, t, nonfinite), norms, limits)
-        step = state.step + 1
-        seen = observed(
-            before, *_observation(*map(jax.tree.leaves, (norms, limits, factors))), step
-        )
-        return rescaled(rescale, factors), ClipState(step, remembered, {name: seen})
+        seen = _observation(*map(jax.tree.leaves, (norms, limits, factors)))
+        return apply_factors(rescale, factors), next_state(state, name, remembered, *seen)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -182,9 +183,25 @@ def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
     norm = jnp.asarray(norm)
     dtype = norm.dtype if jnp.issubdtype(norm.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
     norm = norm.astype(working_dtype(dtype))
-    limit = jnp.maximum(jnp.asarray(checked("limit", limit), norm.dtype), 0)
+    limit = jnp.maximum(jnp.asarray(check_number("limit", limit), norm.dtype), 0)
     factor = block_factor(shrinks.hard, norm, limit, "propagate")
     return jax.tree.map(lambda x: scale(x, factor), tree)
+
+
+def next_state(
+    state: ClipState, name: str, thresholds: PyTree, sizes: list[Array], shrunk: Array
+) -> ClipState:
+    """The state after one more update.
+
+    Args:
+      state: the state before it.
+      name: of the clip.
+      thresholds: what the thresholds remember now.
+      sizes: the norm, the clipped norm and the limit.
+      shrunk: the share of the blocks that were shrunk.
+    """
+    step = state.step + 1
+    return ClipState(step, thresholds, {name: observe(state.metrics[name], sizes, shrunk, step)})
 
 
 def _observation(
@@ -194,10 +211,11 @@ def _observation(
     pairs = list(zip(norms, factors, strict=True))
     clipped_norms = [jnp.where(factor.first == 0, 0, factor.times(norm)) for norm, factor in pairs]
     shrunk = [(factor.first < 1) & jnp.isfinite(norm) for norm, factor in pairs]
-    return pooled(norms, clipped_norms, limits), share(shrunk)
+    return pool(norms, clipped_norms, limits), share(shrunk)
 
 
-def _metrics_before(state: Any, name: str) -> ClipMetrics:
+def state_metrics(state: Any, name: str) -> ClipMetrics:
+    """The metrics in the state of a clip; an error if it is none of that clip."""
     if not isinstance(state, ClipState) or name not in state.metrics:
         of = f"of the clip {next(iter(state.metrics))!r}" if isinstance(state, ClipState) else ""
         raise TypeError(
@@ -215,9 +233,7 @@ def _param_norms(measure: Measure, updates: optax.Updates, params: optax.Params 
             "`update(updates, state, params)`."
         )
     # A parameter whose update is None, as Equinox has it for what is not trained, has no block.
-    trained = jax.tree.map(
-        lambda u, p: None if u is None else p, updates, params, is_leaf=lambda x: x is None
-    )
+    trained = jax.tree.map(lambda u, p: None if u is None else p, updates, params, is_leaf=is_none)
     return measure(trained)[0]
 
 

@@ -20,12 +20,17 @@ def is_measured(x: Any) -> bool:
     return isinstance(x, float | complex) if dtype is None else jnp.issubdtype(dtype, jnp.inexact)
 
 
-def measured(updates: optax.Updates) -> optax.Updates:
+def is_none(x: Any) -> bool:
+    """Whether a place in a tree holds None, which JAX takes for a subtree without leaves."""
+    return x is None
+
+
+def measurable(updates: optax.Updates) -> optax.Updates:
     """Returns the updates, with None for what has no norm."""
     return jax.tree.map(lambda x: jnp.asarray(x) if is_measured(x) else None, updates)
 
 
-def replaced(updates: optax.Updates, new: optax.Updates) -> optax.Updates:
+def replace_measured(updates: optax.Updates, new: optax.Updates) -> optax.Updates:
     """The updates, with a new array wherever there is one."""
     return jax.tree.map(lambda x, y: x if y is None else y, updates, new)
 

@@ -26,11 +26,11 @@ from .leaves import (
     as_factor,
     is_measured,
     leaves_with_path,
-    measured,
-    replaced,
+    measurable,
+    replace_measured,
     scale,
 )
-from .singular import decomposed, matrix, recomposed
+from .singular import decompose, matrix, recompose
 
 Norms = PyTree[Float[Array, "..."]]
 Factors = PyTree[Factor | Float[Array, "..."]]
@@ -54,7 +54,7 @@ class FullRange:
         return self.rescale(factors)
 
 
-def rescaled(rescale: Rescale, factors: PyTree[Factor]) -> optax.Updates:
+def apply_factors(rescale: Rescale, factors: PyTree[Factor]) -> optax.Updates:
     """Multiplies every block by its factor, by the way back of any measure."""
     if not isinstance(rescale, FullRange):
         factors = jax.tree.map(lambda factor: factor.times(jnp.ones_like(factor.first)), factors)
@@ -80,7 +80,7 @@ def whole(norm: norms.Norm = norms.l2) -> Measure:
     """
 
     def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
-        leaves = jax.tree.leaves(measured(updates))
+        leaves = jax.tree.leaves(measurable(updates))
         [value] = norm([leaves], [()])
         return value, FullRange(lambda f: jax.tree.map(lambda x: scale(x, f), updates))
 
@@ -242,16 +242,16 @@ def singular_values() -> Measure:
     """
 
     def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
-        leaves, treedef = jax.tree.flatten(measured(updates))
-        parts = [decomposed(matrix(x)) for x in leaves]
+        leaves, treedef = jax.tree.flatten(measurable(updates))
+        parts = [decompose(matrix(x)) for x in leaves]
 
         def rescale(factors: Factors) -> optax.Updates:
             all_factors = map(as_factor, treedef.flatten_up_to(factors))
             new = [
-                recomposed((left, factor.second * values, right), factor.first, x)
+                recompose((left, factor.second * values, right), factor.first, x)
                 for (left, values, right), factor, x in zip(parts, all_factors, leaves, strict=True)
             ]
-            return replaced(updates, treedef.unflatten(new))
+            return replace_measured(updates, treedef.unflatten(new))
 
         return treedef.unflatten([values for _, values, _ in parts]), FullRange(rescale)
 
@@ -260,7 +260,7 @@ def singular_values() -> Measure:
 
 def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm) -> Measure:
     def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
-        arrays = measured(updates)
+        arrays = measurable(updates)
         entries, treedef = leaves_with_path(arrays)
         kept = [_kept(axes(path, x), path, x) for path, x in entries]
         values = norm([[x] for _, x in entries], kept)

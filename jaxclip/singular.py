@@ -29,18 +29,18 @@ def like(product: Inexact[Array, "m n"], x: Inexact[Array, "..."]) -> Inexact[Ar
     return jax.sharding.reshard(product, jax.typeof(x).sharding) if _is_explicit(x) else product
 
 
-def decomposed(x: Inexact[Array, "m n"]) -> Parts:
+def decompose(x: Inexact[Array, "m n"]) -> Parts:
     r"""$U$, $\sigma$ and $V^\top$ of $X = U\,\mathrm{diag}(\sigma)\,V^\top$.
 
     The singular values of a matrix that holds nan or infinity are nan.
     """
     e = largest_exponent(x)
-    left, values, right = _decomposed(times_power_of_two(x, -e))
+    left, values, right = _decompose_in_range(times_power_of_two(x, -e))
     return left, times_power_of_two(values, e), right
 
 
 @jax.custom_jvp
-def _decomposed(x: Inexact[Array, "m n"]) -> Parts:
+def _decompose_in_range(x: Inexact[Array, "m n"]) -> Parts:
     """The decomposition of a matrix whose squares are in range."""
     if x.size == 0:
         m, n = x.shape
@@ -51,12 +51,12 @@ def _decomposed(x: Inexact[Array, "m n"]) -> Parts:
     return left, jnp.where(finite, values, jnp.nan), right
 
 
-@_decomposed.defjvp
+@_decompose_in_range.defjvp
 def _decomposed_jvp(primals: tuple, tangents: tuple) -> tuple[Parts, Parts]:
     # That of `jnp.linalg.svd` is infinite where singular values are equal. There the directions
     # are anyone's choice, and here they keep the one made: what is clipped does not depend on it.
     (x,), (dx,) = primals, tangents
-    left, values, right = _decomposed(x)
+    left, values, right = _decompose_in_range(x)
     if x.size == 0:
         return (left, values, right), (left, values, right)
     s, dx_left, dx_right = values, left.conj().T @ dx, dx @ right.conj().T
@@ -78,7 +78,7 @@ def _decomposed_jvp(primals: tuple, tangents: tuple) -> tuple[Parts, Parts]:
     return (left, values, right), tangents_out
 
 
-def recomposed(parts: Parts, factor: Float[Array, " k"], x: Inexact[Array, "..."]) -> Array:
+def recompose(parts: Parts, factor: Float[Array, " k"], x: Inexact[Array, "..."]) -> Array:
     """The array `x` of these parts, with every singular value multiplied by its factor."""
     left, values, right = parts
     info = jnp.finfo(values.dtype)

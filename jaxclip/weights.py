@@ -11,16 +11,16 @@ from jaxtyping import Array, PyTree
 
 from . import leaves, measures
 from .core import NonfiniteOptions, clip
-from .methods.named import method
+from .methods.named import named_method
 from .methods.value import clip_by_value
-from .thresholds import Limitable
+from .thresholds import LimitLike
 
 FanIn = Callable[[leaves.Path, Array], int | None]
 
 
-@method()
+@named_method()
 def clip_weights(
-    limit: PyTree[Limitable | None], **options: Unpack[NonfiniteOptions]
+    limit: PyTree[LimitLike | None], **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps every parameter within plus and minus the limit, after the update.
 
@@ -52,9 +52,9 @@ def clip_weights(
     return _projection(clip_by_value(limit, **options))
 
 
-@method("fan_in")
+@named_method("fan_in")
 def clip_weights_by_fan_in(
-    scale: Limitable, *, fan_in: FanIn | None = None, **options: Unpack[NonfiniteOptions]
+    scale: LimitLike, *, fan_in: FanIn | None = None, **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps every weight within the bound of its initialization, after the update.
 
@@ -104,9 +104,9 @@ def _projection(
                 "`params` is missing, but it is the parameters that are clipped. Call "
                 "`update(updates, state, params)`."
             )
-        moved = jax.tree.map(_moved, updates, params, is_leaf=_is_none)
+        moved = jax.tree.map(_moved, updates, params, is_leaf=leaves.is_none)
         clipped, state = inner.update(moved, state, params, **extra_args)
-        return jax.tree.map(_way, updates, params, moved, clipped, is_leaf=_is_none), state
+        return jax.tree.map(_way, updates, params, moved, clipped, is_leaf=leaves.is_none), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -128,10 +128,6 @@ def _way(update: Any, param: Any, moved: Any, clipped: Any) -> Any:
     return jnp.where(jnp.isfinite(moved), way, clipped.astype(update.dtype))
 
 
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
 def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
     r"""Blocks are entries, and their norms $\sqrt{\mathrm{fan\_in}}\,|w|$."""
 
@@ -148,7 +144,7 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
         norms, rescale = measures.per_entry()(bounded)
 
         def rescale_all(factors: measures.Factors) -> optax.Params:
-            return leaves.replaced(params, rescale(factors))
+            return leaves.replace_measured(params, rescale(factors))
 
         return jax.tree.map(lambda n, w: n * w, norms, weights), measures.FullRange(rescale_all)
 

@@ -9,11 +9,11 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import norms
+from .clip_metrics import ClipMetrics, initial, observe
 from .core import global_norm
-from .leaves import is_measured
-from .metrics import ClipMetrics, initial, observed
-from .thresholds import checked, choice
-from .thresholds.base import whole_number
+from .leaves import is_measured, is_none
+from .thresholds import check_choice, check_number
+from .thresholds.base import check_whole_number
 from .thresholds.windows import Window, empty, mean_and_deviation, push
 
 
@@ -68,9 +68,9 @@ def with_error_feedback(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ErrorFeedbackState]:
-        wanted = jax.tree.map(_plus, updates, state.carry, is_leaf=_is_none)
+        wanted = jax.tree.map(_plus, updates, state.carry, is_leaf=is_none)
         given, inner_state = inner.update(wanted, state.inner, params, **extra_args)
-        carry = jax.tree.map(_left, updates, state.carry, given, is_leaf=_is_none)
+        carry = jax.tree.map(_left, updates, state.carry, given, is_leaf=is_none)
         return given, ErrorFeedbackState(inner_state, carry)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -143,7 +143,7 @@ def skip_nonfinite(
     """
     inner = optax.with_extra_args_support(inner)
     if max_consecutive is not None:
-        whole_number("max_consecutive", max_consecutive, 0)
+        check_whole_number("max_consecutive", max_consecutive, 0)
 
     def init(params: optax.Params) -> SkipNonfiniteState:
         zero = jnp.zeros((), jnp.int32)
@@ -186,7 +186,7 @@ def skip_on_spike(
     *,
     sigma: float | Array = 6.0,
     window: int = 128,
-    feed: Literal["normal", "raw"] = "normal",
+    feed: Literal["within_limit", "raw"] = "within_limit",
     name: str = "skip_on_spike",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skips a step whose norm or loss is far beyond those of late.
@@ -202,9 +202,9 @@ def skip_on_spike(
       inner: the whole optimizer, clip included.
       sigma: $k$.
       window: $N$; the state holds twice as many numbers.
-      feed: what the window takes in: with `"normal"` the steps that were taken and had a gradient
-        other than zero, so that a lasting change of level beyond the limit stops the training for
-        good; with `"raw"` all that are finite, as OLMo and MaxText have it.
+      feed: what the window takes in. With `"within_limit"` these are the steps that were taken and
+        had a gradient other than zero, so that a lasting change of level beyond the limit stops the
+        training for good; with `"raw"` all that are finite, as OLMo and MaxText have it.
       name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
@@ -223,9 +223,9 @@ def skip_on_spike(
       `SkipStepOptimizer` of OLMo-core, `skip_step_on_spikes` of MaxText.
     """
     inner = optax.with_extra_args_support(inner)
-    sigma = checked("sigma", sigma)
-    choice("feed", feed, "normal", "raw")
-    whole_number("window", window, 2)
+    sigma = check_number("sigma", sigma)
+    check_choice("feed", feed, "within_limit", "raw")
+    check_whole_number("window", window, 2)
 
     def init(params: optax.Params) -> SkipOnSpikeState:
         dtype = _dtype(params)
@@ -255,7 +255,7 @@ def skip_on_spike(
             fits &= loss <= limit(state.losses)
         fits &= finite
         # What has no gradient says nothing about gradients: from zeros alone all else is a spike.
-        takes_in = fits & (norm > 0) if feed == "normal" else finite
+        takes_in = fits & (norm > 0) if feed == "within_limit" else finite
         step = state.step + 1
         seen = _observed(state.metrics[name], norm, norm_limit, ~fits, step)
         taken, inner_state = inner.update(updates, state.inner, params, **extra_args)
@@ -296,7 +296,7 @@ def _observed(
     before: ClipMetrics, norm: Array, limit: Array, skip: Array, step: Int[Array, ""]
 ) -> ClipMetrics:
     kept = jnp.where(skip, 0, norm)
-    return observed(before, [norm, kept, limit], skip.astype(jnp.float32), step)
+    return observe(before, [norm, kept, limit], skip.astype(jnp.float32), step)
 
 
 def _unless(skip: Array, updates: optax.Updates) -> optax.Updates:
@@ -317,7 +317,3 @@ def _frozen(skip: Array, before: Any, after: Any) -> Any:
 
 def _dtype(params: optax.Params) -> jnp.dtype:
     return jax.eval_shape(global_norm, params).dtype
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

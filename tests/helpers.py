@@ -92,7 +92,7 @@ METHODS = [
     Case(jaxclip.normalize_by_global_norm, {"norm": 0.5}, {"norm": INF}, "whole", 0.5),
     Case(jaxclip.smooth_clip_by_global_norm, {"limit": 0.5}, {"limit": INF}, "whole", 0.5),
     Case(jaxclip.autoclip, {"percentile": 50.0, "window": 4}, {"percentile": 100.0}, "whole", static=("window",)),
-    Case(jaxclip.zclip, {"warmup": 1, "max_norm": 0.5}, {"max_norm": None}, "whole"),
+    Case(jaxclip.zclip, {"warmup": 1, "limit": 0.5}, {"limit": None}, "whole"),
     Case(jaxclip.adagc, {"warmup": 12}, {"warmup_limit": INF}),
     Case(jaxclip.clip_by_norm_ratio, {"ratio": 0.5}, {}, "leaf"),
     Case(jaxclip.clip_by_history, {"sigma": 0.5, "window": 2}, {}, "whole", static=("window",)),

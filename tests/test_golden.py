@@ -258,14 +258,14 @@ def test_golden_zclip(case):
         "alpha": "decay",
         "z_thresh": "z",
         "warmup_steps": "warmup",
-        "max_grad_norm": "max_norm",
+        "max_grad_norm": "limit",
         "clip_factor": "factor",
     }
     given = {names[key]: value for key, value in config.items() if key in names}
     rule = {"mean": "mean", "percentile": "cap"}.get(
         config.get("clip_option") or config.get("mode"), "adaptive"
     )
-    feed = "normal" if config.get("skip_update_on_spike") else "clipped"
+    feed = "within_limit" if config.get("skip_update_on_spike") else "clipped"
     gradients = steps_of(case)
     finite = [all(np.isfinite(x).all() for x in leaves) for leaves in gradients]
     until = finite.index(False) if False in finite else None

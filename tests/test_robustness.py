@@ -11,7 +11,7 @@ import jaxclip
 from tests.helpers import same_bits
 
 RAW = {
-    "zclip": functools.partial(jaxclip.zclip, max_norm=None, feed="raw"),
+    "zclip": functools.partial(jaxclip.zclip, limit=None, feed="raw"),
     "adagc": functools.partial(jaxclip.adagc, warmup=20, warmup_limit=np.inf, feed="raw"),
     "clip_by_norm_ratio": functools.partial(jaxclip.clip_by_norm_ratio, 1.05, feed="raw"),
     "limit_norm_growth": functools.partial(jaxclip.limit_norm_growth, feed="raw"),
@@ -89,7 +89,7 @@ def test_robustness_a_zero_in_the_warm_up_of_adagc_does_not_freeze_the_array(fee
 
 def test_robustness_zclip_as_published_never_follows():
     norms = np.concatenate([quiet(25), quiet(1000, 2.0, seed=4)])
-    outs, _ = run(jaxclip.zclip(max_norm=None), norms)
+    outs, _ = run(jaxclip.zclip(limit=None), norms)
     assert outs[-1] < 1.3
 
 

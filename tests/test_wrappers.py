@@ -46,7 +46,7 @@ def test_wrappers_take_the_step_after_too_many():
     np.testing.assert_array_equal(outs, [[0, 0], [0, 0], [np.nan, -1], [-1, -1], [0, 0]])
 
 
-@pytest.mark.parametrize("feed", ["normal", "raw"])
+@pytest.mark.parametrize("feed", ["within_limit", "raw"])
 def test_wrappers_skip_spikes_of_norm_and_loss(feed):
     tx = jaxclip.skip_on_spike(optax.sgd(1.0), sigma=4.0, window=16, feed=feed)
     rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_wrappers_skip_spikes_of_norm_and_loss(feed):
     assert set(np.flatnonzero(skipped)) == {20, 30, 40}
 
 
-@pytest.mark.parametrize("feed", ["normal", "raw"])
+@pytest.mark.parametrize("feed", ["within_limit", "raw"])
 def test_wrappers_and_a_lasting_change_of_level(feed):
     tx = jaxclip.skip_on_spike(optax.sgd(1.0), window=16, feed=feed)
     norms = np.concatenate([np.linspace(0.9, 1.1, 20), np.linspace(9, 11, 40)])
@@ -72,7 +72,7 @@ def test_wrappers_and_a_lasting_change_of_level(feed):
         return state, out == 0
 
     _, skipped = jax.lax.scan(step, tx.init(jnp.float32(0)), jnp.asarray(norms, jnp.float32))
-    assert bool(skipped[-1]) == (feed == "normal")  # as documented
+    assert bool(skipped[-1]) == (feed == "within_limit")  # as documented
 
 
 def test_wrappers_error_feedback_around_any_clip():

@@ -8,20 +8,18 @@ from jaxtyping import Array
 
 from .. import measures, shrinks, thresholds
 from ..core import ClipOptions, NonfiniteOptions, clip, global_norm
-from ..thresholds import Feed, Limitable, Now, Threshold, as_threshold, choice
+from ..thresholds import Feed, LimitLike, Now, Number, Threshold, as_threshold, check_choice
 from ..thresholds.averages import second_moment
-from .named import method
-
-Number = float | Array
+from .named import named_method
 
 
-@method("rule", "feed", "max_norm")
+@named_method("rule", "feed", "limit")
 def zclip(
     z: Number = 2.5,
     *,
     decay: Number = 0.97,
     warmup: int = 25,
-    max_norm: Limitable | None = 1.0,
+    limit: LimitLike | None = 1.0,
     rule: Literal["adaptive", "mean", "cap"] = "adaptive",
     factor: Number = 1.0,
     feed: Feed = "clipped",
@@ -37,14 +35,14 @@ def zclip(
     Args:
       z: the number of standard deviations beyond which a norm is an outlier.
       decay: of the moving moments, from 0 to 1.
-      warmup: the number of norms that the first moments are taken of; until then `max_norm` alone
-        is the limit.
-      max_norm: a limit at all times; None for none.
+      warmup: the number of norms that the first moments are taken of; until then `limit`
+        alone is the limit.
+      limit: a limit at all times; None for none.
       rule: `"adaptive"` as above; `"mean"` clips outliers to $\mu$, `"cap"` to $\mu + z\sigma$.
       factor: what the adaptive limit is multiplied by.
       feed: what enters the moments: the `"clipped"` norm, as the authors have it, which never
-        follows a lasting change of level; the `"raw"` norm, which does; or `"normal"`, none but
-        those of norms that are no outliers (their `skip_update_on_spike`).
+        follows a lasting change of level; the `"raw"` norm, which does; or, with `"within_limit"`,
+        only norms that are no outliers (their `skip_update_on_spike`).
       **options: `shrink`, `nonfinite` and `name`, as in `clip`.
 
     Returns:
@@ -58,19 +56,18 @@ def zclip(
       Kumar, Owen, Roy Chowdhury, Güra 2025, arXiv 2504.02507; PyPI `zclip`, whose moments one nan
       makes nan for ever, where here it is not taken in.
     """
-    limit = thresholds.zscore(z, decay=decay, warmup=warmup, rule=rule, factor=factor, feed=feed)
-    if max_norm is not None:
-        limit = thresholds.lowest(limit, max_norm)
-    return clip(measures.whole(), limit, **options)
+    own = thresholds.zscore(z, decay=decay, warmup=warmup, rule=rule, factor=factor, feed=feed)
+    lowest = own if limit is None else thresholds.lowest(own, limit)
+    return clip(measures.whole(), lowest, **options)
 
 
-@method("feed")
+@named_method("feed")
 def adagc(
     ratio: Number = 1.05,
     *,
     decay: Number = 0.98,
     warmup: int = 100,
-    warmup_limit: Limitable = 1.0,
+    warmup_limit: LimitLike = 1.0,
     feed: Literal["clipped", "raw"] = "clipped",
     **options: Unpack[NonfiniteOptions],
 ) -> optax.GradientTransformationExtraArgs:
@@ -105,7 +102,7 @@ def adagc(
       an idle expert, or one spike, freezes the array for ever. Here a $\|u_l\|$ that is a thousand
       times smaller than that of the neighboring steps is left out of the smallest.
     """
-    choice("feed", feed, "clipped", "raw")
+    check_choice("feed", feed, "clipped", "raw")
     own = thresholds.ema(
         ratio,
         decay=decay,
@@ -126,7 +123,7 @@ def adagc(
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _share_of_whole(limit: Limitable) -> Threshold:
+def _share_of_whole(limit: LimitLike) -> Threshold:
     r"""What a limit $\tau$ of the global norm leaves to a block: $n_l\,\tau / \|g\|$ beyond it."""
     whole = as_threshold(limit, name="warmup_limit")
 
@@ -140,7 +137,7 @@ def _share_of_whole(limit: Limitable) -> Threshold:
     return Threshold(whole.init, update, whole.reads_params)
 
 
-@method("feed")
+@named_method("feed")
 def clip_by_norm_ratio(
     ratio: Number,
     *,
@@ -170,11 +167,11 @@ def clip_by_norm_ratio(
     Source:
       `max_grad_norm_ratio` of OLMo.
     """
-    choice("feed", feed, "clipped", "raw")
+    check_choice("feed", feed, "clipped", "raw")
     return clip(measures.per_leaf(), thresholds.ema(ratio, decay=decay, feed=feed), **options)
 
 
-@method("feed")
+@named_method("feed")
 def spam_clip(
     ratio: Number = 5000.0,
     *,
@@ -211,7 +208,7 @@ def spam_clip(
     return clip(measures.per_entry(), limit, **options)
 
 
-@method("feed")
+@named_method("feed")
 def limit_norm_growth(
     growth: Number = 1.01,
     *,
@@ -241,7 +238,7 @@ def limit_norm_growth(
     return clip(measures.per_leaf(), thresholds.previous(growth, feed=feed), **options)
 
 
-@method("feed")
+@named_method("feed")
 def drop_spikes(
     factor: Number = 4.0,
     *,
@@ -260,7 +257,8 @@ def drop_spikes(
       factor: $k$.
       decay: $\beta$, from 0 to 1.
       feed: what enters $\gamma$ of a spike: at most the limit, with `"clipped"`, so that a lasting
-        change of level is accepted in time; all of it, with `"raw"`; nothing, with `"normal"`.
+        change of level is accepted in time; all of it, with `"raw"`; nothing, with
+        `"within_limit"`.
       **options: `nonfinite` and `name`, as in `clip`.
 
     Returns:

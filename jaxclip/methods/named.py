@@ -31,7 +31,7 @@ class Fixed:
         return getattr(self.value, "__name__", repr(self.value))
 
 
-def method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
+def named_method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
     """Makes a function a named method.
 
     Its signature spells the options of `clip` out, where the source says `**options`, and hides the

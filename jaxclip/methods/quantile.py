@@ -3,17 +3,14 @@
 from typing import Unpack
 
 import optax
-from jaxtyping import Array
 
 from .. import measures, thresholds
 from ..core import ClipOptions, clip
-from ..thresholds import checked
-from .named import method
-
-Number = float | Array
+from ..thresholds import Number, check_number
+from .named import named_method
 
 
-@method("window")
+@named_method("window")
 def autoclip(
     percentile: Number = 10.0, *, window: int = 1024, **options: Unpack[ClipOptions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -42,11 +39,11 @@ def autoclip(
             f"`percentile` is {percentile}, on a scale from 0 to 100. For the quantile "
             f"{percentile} give {100 * percentile:g}."
         )
-    share = checked("percentile", percentile, at_most=100) / 100
+    share = check_number("percentile", percentile, at_most=100) / 100
     return clip(measures.whole(), thresholds.quantile(share, window=window), **options)
 
 
-@method("window")
+@named_method("window")
 def clip_by_history(
     sigma: Number = 3.0, *, window: int = 128, **options: Unpack[ClipOptions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -73,7 +70,7 @@ def clip_by_history(
     return clip(measures.whole(), thresholds.history(sigma, window=window), **options)
 
 
-@method()
+@named_method()
 def clip_by_quantile(
     quantile: Number = 0.5,
     *,

@@ -10,14 +10,12 @@ from jaxtyping import Array
 
 from .. import measures, norms, thresholds
 from ..core import ClipOptions, NonfiniteOptions, clip
-from ..leaves import is_measured
-from ..thresholds import checked
-from .named import method
-
-Number = float | Array
+from ..leaves import is_measured, is_none
+from ..thresholds import Number, check_number
+from .named import named_method
 
 
-@method("axes")
+@named_method("axes")
 def adaptive_grad_clip(
     ratio: float = 0.01,
     eps: float = 1e-3,
@@ -63,10 +61,10 @@ def adaptive_grad_clip(
 
 def _unit(path: Any, x: Array) -> int | tuple[int, ...]:
     """The last axis; none of what is a vector but for axes of length 1."""
-    return -1 if sum(length > 1 for length in x.shape) > 1 else ()
+    return -1 if sum(length != 1 for length in x.shape) > 1 else ()
 
 
-@method()
+@named_method()
 def clippy(
     relative: Number = 0.1, absolute: Number = 1e-7, **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -96,7 +94,7 @@ def clippy(
     Source:
       Tang et al. 2023, arXiv 2302.09178; `shrink_by_references` of TensorFlow Recommenders.
     """
-    relative, absolute = checked("relative", relative), checked("absolute", absolute)
+    relative, absolute = check_number("relative", relative), check_number("absolute", absolute)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -135,11 +133,11 @@ def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.
         return jnp.where(jnp.isfinite(size) & beyond, endless, quotient)
 
     def measure(updates: optax.Updates) -> tuple[measures.Norms, Callable]:
-        ratios, _ = per_leaf(jax.tree.map(ratio, updates, params, is_leaf=_is_none))
+        ratios, _ = per_leaf(jax.tree.map(ratio, updates, params, is_leaf=is_none))
         _, rescale = per_leaf(updates)
 
         def rescale_all(factors: measures.Factors) -> optax.Updates:
-            return jax.tree.map(_unless_endless, ratios, rescale(factors), is_leaf=_is_none)
+            return jax.tree.map(_unless_endless, ratios, rescale(factors), is_leaf=is_none)
 
         return ratios, measures.FullRange(rescale_all)
 
@@ -157,7 +155,3 @@ def _unless_endless(ratio: Array | None, rescaled: Any) -> Any:
     # The largest number stands for all beyond it, whose factors are smaller than its own.
     endless = ratio == jnp.finfo(ratio.dtype).max
     return jnp.where(endless, jnp.zeros_like(rescaled), rescaled)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

@@ -12,16 +12,15 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .. import shrinks
 from ..bits import largest_exponent, times_power_of_two
-from ..core import ClipOptions, ClipState, Nonfinite, clip
-from ..leaves import measured, replaced
+from ..core import ClipOptions, ClipState, Nonfinite, clip, next_state, state_metrics
+from ..leaves import measurable, replace_measured
 from ..measures import singular_values
-from ..metrics import observed
 from ..norms import rms
 from ..shrinks import Shrink
 from ..singular import like, matrix
-from ..thresholds import Limitable, choice
+from ..thresholds import LimitLike, check_choice
 from ..thresholds.tree import is_threshold, limit_tree
-from .named import method
+from .named import named_method
 from .value import mean_limit
 
 Matrix = Inexact[Array, "rows columns"]
@@ -41,9 +40,9 @@ class MatrixShrink(NamedTuple):
     unseen: Callable[[jnp.dtype], float]
 
 
-@method("method")
+@named_method("method")
 def clip_singular_values(
-    limit: PyTree[Limitable | None],
+    limit: PyTree[LimitLike | None],
     *,
     method: Literal["svd", "newton_schulz"] = "svd",
     **options: Unpack[ClipOptions],
@@ -81,14 +80,14 @@ def clip_singular_values(
     Source:
       Jiang, Semenov, Stich 2026 (SPECTRA), arXiv 2603.14315; Cesista 2025.
     """
-    choice("method", method, "svd", "newton_schulz")
+    check_choice("method", method, "svd", "newton_schulz")
     if method == "svd":
         return clip(singular_values(), limit, **options)
     return _by_products(limit, **options)
 
 
 def _by_products(
-    limit: PyTree[Limitable | None],
+    limit: PyTree[LimitLike | None],
     shrink: Shrink = shrinks.hard,
     nonfinite: Nonfinite = "propagate",
     name: str = "clip",
@@ -109,8 +108,8 @@ def _by_products(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays, structure = jax.tree.flatten(measured(updates))
-        before = state.metrics[name]
+        arrays, structure = jax.tree.flatten(measurable(updates))
+        before = state_metrics(state, name)
         limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
         clipped, beyond, numbers = [], [], []
         for x, limit in zip(arrays, limits, strict=True):
@@ -126,10 +125,8 @@ def _by_products(
         sizes = [size * math.sqrt(entries / number) for size in rms([arrays, clipped], [(), ()])]
         seen_limit = mean_limit(limits, numbers, before.norm.dtype)
         share = sum(beyond, jnp.zeros((), before.norm.dtype)) / number
-        step = state.step + 1
-        seen = observed(before, [*sizes, seen_limit], share, step)
-        return replaced(updates, structure.unflatten(clipped)), ClipState(
-            step, state.thresholds, {name: seen}
+        return replace_measured(updates, structure.unflatten(clipped)), next_state(
+            state, name, state.thresholds, [*sizes, seen_limit], share
         )
 
     init = clip(singular_values(), limit, shrink, nonfinite=nonfinite, name=name).init

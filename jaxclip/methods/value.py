@@ -9,19 +9,19 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..bits import exponent, magnitude, no_larger, times_power_of_two
-from ..core import ClipState, Nonfinite, clip
-from ..leaves import measured, replaced
+from ..clip_metrics import share
+from ..core import ClipState, Nonfinite, clip, next_state, state_metrics
+from ..leaves import measurable, replace_measured
 from ..measures import per_entry
-from ..metrics import observed, share
 from ..norms import l2, rms, working_dtype
-from ..thresholds import Limitable
+from ..thresholds import LimitLike
 from ..thresholds.tree import is_threshold, limit_tree
-from .named import method
+from .named import named_method
 
 
-@method()
+@named_method()
 def clip_by_value(
-    limit: PyTree[Limitable | None], *, nonfinite: Nonfinite = "propagate", name: str = "clip"
+    limit: PyTree[LimitLike | None], *, nonfinite: Nonfinite = "propagate", name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every entry to the interval from minus to plus the limit.
 
@@ -56,18 +56,16 @@ def clip_by_value(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays, structure = jax.tree.flatten(measured(updates))
-        before = state.metrics[name]
+        arrays, structure = jax.tree.flatten(measurable(updates))
+        before = state_metrics(state, name)
         dtype = before.norm.dtype
         limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
         decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]
         clamped, shrunk = zip(*decided, strict=True) if decided else ((), ())
         sizes = rms([arrays, clamped], [(), ()])
         limit = mean_limit(limits, [x.size for x in arrays], dtype)
-        step = state.step + 1
-        seen = observed(before, [*sizes, limit], share(shrunk), step)
-        return replaced(updates, structure.unflatten(clamped)), ClipState(
-            step, state.thresholds, {name: seen}
+        return replace_measured(updates, structure.unflatten(clamped)), next_state(
+            state, name, state.thresholds, [*sizes, limit], share(shrunk)
         )
 
     return optax.GradientTransformationExtraArgs(by_factor.init, update)

@@ -5,9 +5,18 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .base import Feed, Limit, Norm, Now, Threshold, checked, choice, fed, numbers
-
-Number = float | Array
+from .base import (
+    Feed,
+    Limit,
+    Norm,
+    Now,
+    Number,
+    Threshold,
+    check_choice,
+    check_number,
+    intake,
+    numbers,
+)
 
 _OUTLIER = 1000.0
 
@@ -40,16 +49,17 @@ def ema(
         the smallest of them, not counting any that is a thousand times smaller than its neighbors.
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$: the limit rises by
         $1 + (1-\beta)(\lambda-1)$ a step at most, and with a small $\lambda$ hardly follows a
-        change of level. `"raw"` is $n_t$, which follows within a few half-lives. `"normal"` is
-        $n_t$ where it is within the limit, which follows no change of level beyond it.
+        change of level. `"raw"` is $n_t$, which follows within a few half-lives.
+        `"within_limit"` is $n_t$ where it is within the limit, which follows no change of level
+        beyond it.
 
     Example:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.ema(2.0, decay=0.99))
     """
-    ratio, decay = checked("ratio", ratio), checked("decay", decay, at_most=1)
-    choice("start", start, "mean", "smallest")
-    choice("feed", feed, "clipped", "raw", "normal")
+    ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    check_choice("start", start, "mean", "smallest")
+    check_choice("feed", feed, "clipped", "raw", "within_limit")
 
     def init(norm: Norm) -> Average:
         return Average(norm, jnp.zeros((), jnp.int32))
@@ -68,7 +78,7 @@ def ema(
             started = jnp.where(_OUTLIER * norm < mean, mean, jnp.minimum(mean, norm))
             started = jnp.where(norm > _OUTLIER * mean, norm, started)
         started = jnp.where(empty, norm, started)
-        learned = beta * mean + (1 - beta) * fed(feed, norm, limit, mean)
+        learned = beta * mean + (1 - beta) * intake(feed, norm, limit, mean)
         mean = jnp.where(starting, started, learned)
         return limit, Average(mean, jnp.where(mean > 0, seen + 1, 0))
 
@@ -112,8 +122,8 @@ def zscore(
         $\tau = \mu + z\sigma$.
       factor: what the adaptive limit is multiplied by.
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$ and makes $\sigma$ collapse: the method then
-        never follows a change of level. `"raw"` is $n_t$, which does. `"normal"` leaves the moments
-        as they are where the norm is beyond the limit.
+        never follows a change of level. `"raw"` is $n_t$, which does. `"within_limit"` leaves the
+        moments as they are where the norm is beyond the limit.
 
     Example:
       >>> import jaxclip
@@ -122,10 +132,10 @@ def zscore(
     Source:
       Kumar et al. 2025 (ZClip), arXiv 2504.02507.
     """
-    z, decay = checked("z", z), checked("decay", decay, at_most=1)
-    factor = checked("factor", factor)
-    choice("rule", rule, "adaptive", "mean", "cap")
-    choice("feed", feed, "clipped", "raw", "normal")
+    z, decay = check_number("z", z), check_number("decay", decay, at_most=1)
+    factor = check_number("factor", factor)
+    check_choice("rule", rule, "adaptive", "mean", "cap")
+    check_choice("feed", feed, "clipped", "raw", "within_limit")
 
     def init(norm: Norm) -> Moments:
         return Moments(norm, norm, jnp.zeros((), jnp.int32))
@@ -157,7 +167,7 @@ def zscore(
         )
         spread = jnp.hypot(jnp.sqrt(1 - weight) * deviation, jnp.sqrt(weight) * distance)
         learned = Moments(moved, spread, seen + 1)
-        if feed == "normal":
+        if feed == "within_limit":
             learned = Moments(
                 *[jnp.where(spike, a, b) for a, b in zip(state, learned, strict=True)]
             )
@@ -190,8 +200,8 @@ def previous(growth: Number, *, feed: Literal["clipped", "raw"] = "clipped") -> 
     Source:
       Chen et al. 2024 (Fira), arXiv 2410.01623; Zhu et al. 2024 (APOLLO), arXiv 2412.05270.
     """
-    growth = checked("growth", growth)
-    choice("feed", feed, "clipped", "raw")
+    growth = check_number("growth", growth)
+    check_choice("feed", feed, "clipped", "raw")
 
     def init(norm: Norm) -> Previous:
         return Previous(norm, jnp.zeros((), jnp.int32))
@@ -200,7 +210,9 @@ def previous(growth: Number, *, feed: Literal["clipped", "raw"] = "clipped") -> 
         [gamma] = numbers(norm, growth)
         limit = jnp.where(state.seen == 0, jnp.inf, gamma * (state.norm + 1e-8))
         started = (state.seen > 0) | (norm > 0)
-        return limit, Previous(fed(feed, norm, limit, norm), jnp.where(started, state.seen + 1, 0))
+        return limit, Previous(
+            intake(feed, norm, limit, norm), jnp.where(started, state.seen + 1, 0)
+        )
 
     return Threshold(init, update)
 
@@ -240,8 +252,8 @@ def second_moment(
     Source:
       Huang et al. 2025 (SPAM), arXiv 2501.06842, which has a limit of 0 where $v$ is 0.
     """
-    ratio, decay = checked("ratio", ratio), checked("decay", decay, at_most=1)
-    choice("feed", feed, "clipped", "raw")
+    ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    check_choice("feed", feed, "clipped", "raw")
 
     def init(norm: Norm) -> SecondMoment:
         return SecondMoment(norm)
@@ -250,7 +262,7 @@ def second_moment(
         theta, beta = numbers(norm, ratio, decay)
         starting = (now.step + 1 < warmup) | (state.root == 0)
         limit = jnp.where(starting, jnp.inf, jnp.sqrt(theta) * state.root)
-        value = fed(feed, norm, limit, norm)
+        value = intake(feed, norm, limit, norm)
         root = jnp.hypot(jnp.sqrt(beta) * state.root, jnp.sqrt(1 - beta) * value)
         return limit, SecondMoment(jnp.minimum(root, jnp.finfo(root.dtype).max))
 

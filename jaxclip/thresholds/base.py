@@ -51,11 +51,12 @@ class Threshold(NamedTuple):
     reads_params: bool = False
 
 
-Limitable = float | Array | Schedule | Threshold
-Feed = Literal["clipped", "raw", "normal"]
+LimitLike = float | Array | Schedule | Threshold
+Number = float | Array
+Feed = Literal["clipped", "raw", "within_limit"]
 
 
-def fed(feed: Feed, norm: Norm, limit: Limit, memory: Limit) -> Limit:
+def intake(feed: Feed, norm: Norm, limit: Limit, memory: Limit) -> Limit:
     """What a memory takes in: the clipped norm, the raw one, or that of blocks within the limit."""
     if feed == "raw":
         return norm
@@ -67,14 +68,14 @@ def numbers(norm: Norm, *values: float | Array) -> list[Array]:
     return [jnp.asarray(value, norm.dtype) for value in values]
 
 
-def choice(name: str, value: Any, *known: str) -> Any:
+def check_choice(name: str, value: Any, *known: str) -> Any:
     """Returns one of the known words, and refuses any other."""
     if value not in known:
         raise ValueError(f"`{name}` is {value!r}. Give one of {', '.join(map(repr, known))}.")
     return value
 
 
-def whole_number(name: str, value: Any, at_least: int) -> int:
+def check_whole_number(name: str, value: Any, at_least: int) -> int:
     """Returns a Python integer that decides a shape, and refuses what does not."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
@@ -102,7 +103,7 @@ def constant(limit: float | Limit) -> Threshold:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.constant(1.0))
     """
-    limit = checked("limit", limit)
+    limit = check_number("limit", limit)
     return stateless(lambda norm, now: limit)
 
 
@@ -141,7 +142,7 @@ def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
     Source:
       Brock, De, Smith, Simonyan 2021, arXiv 2102.06171.
     """
-    ratio, eps = checked("ratio", ratio), checked("eps", eps)
+    ratio, eps = check_number("ratio", ratio), check_number("eps", eps)
 
     def limit(norm: Norm, now: Now) -> Limit:
         assert now.param_norm is not None  # `reads_params`
@@ -151,7 +152,7 @@ def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
     return stateless(limit)._replace(reads_params=True)
 
 
-def as_threshold(limit: Limitable, *, name: str = "limit") -> Threshold:
+def as_threshold(limit: LimitLike, *, name: str = "limit") -> Threshold:
     """Turns whatever says how large a block may be into a threshold.
 
     Args:
@@ -172,11 +173,11 @@ def as_threshold(limit: Limitable, *, name: str = "limit") -> Threshold:
         return limit
     if callable(limit):
         return scheduled(limit)
-    limit = checked(name, limit)
+    limit = check_number(name, limit)
     return stateless(lambda norm, now: limit)
 
 
-def checked(
+def check_number(
     name: str,
     value: Any,
     *,
@@ -221,11 +222,11 @@ def checked(
     raise TypeError(f"`{name}` is {value!r}, of type {type(value).__name__}. Give {wanted}.")
 
 
-def checked_quantile(quantile: Any) -> Any:
+def check_quantile(quantile: Any) -> Any:
     """Returns a quantile as it is, and refuses a number that is none, such as a percentile."""
     percent = isinstance(quantile, int | float) and 1 < quantile <= 100
     hint = f" Did you mean {quantile / 100:g}?" if percent else ""
-    return checked("quantile", quantile, at_most=1, hint=hint)
+    return check_number("quantile", quantile, at_most=1, hint=hint)
 
 
 def stateless(limit: Callable[[Norm, Now], Any]) -> Threshold:

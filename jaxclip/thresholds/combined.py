@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .base import Limit, Limitable, Norm, Now, Threshold, as_threshold
+from .base import Limit, LimitLike, Norm, Now, Threshold, as_threshold
 
 
-def lowest(*limits: Limitable) -> Threshold:
+def lowest(*limits: LimitLike) -> Threshold:
     r"""The lowest of several limits.
 
     $$\tau = \min_i \tau_i$$
@@ -43,7 +43,7 @@ def lowest(*limits: Limitable) -> Threshold:
     return Threshold(init, update, any(part.reads_params for part in parts))
 
 
-def cascade(first: Limitable, second: Limitable) -> Threshold:
+def cascade(first: LimitLike, second: LimitLike) -> Threshold:
     r"""Two limits in turn: the second sees the norms that the first has clipped.
 
     $$\tau = \min(\tau_1(n),\ \tau_2(\min(n, \tau_1)))$$
@@ -71,7 +71,7 @@ def cascade(first: Limitable, second: Limitable) -> Threshold:
     return Threshold(init, update, before.reads_params or after.reads_params)
 
 
-def warmup_then(warmup: int | Array, before: Limitable, after: Limitable) -> Threshold:
+def warmup_then(warmup: int | Array, before: LimitLike, after: LimitLike) -> Threshold:
     r"""One limit for the first steps, and another for all that follow.
 
     $$\tau_t = \tau^{\mathrm{before}}_t \text{ if } t < T \text{ else } \tau^{\mathrm{after}}_t$$

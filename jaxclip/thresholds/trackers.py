@@ -3,9 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .base import Limit, Norm, Now, Threshold, checked, checked_quantile, numbers
-
-Number = float | Array
+from .base import Limit, Norm, Now, Number, Threshold, check_number, check_quantile, numbers
 
 
 def geometric_quantile(
@@ -28,8 +26,8 @@ def geometric_quantile(
     Source:
       Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv 1905.03871.
     """
-    share = checked_quantile(quantile)
-    rate, initial = checked("rate", rate), checked("initial", initial, positive=True)
+    share = check_quantile(quantile)
+    rate, initial = check_number("rate", rate), check_number("initial", initial, positive=True)
 
     def init(norm: Norm) -> Float[Array, ""]:
         return jnp.asarray(initial, norm.dtype) + norm

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from ..bits import not_negative
-from ..leaves import leaves_with_path
-from .base import Limitable, Now, Threshold, as_threshold
+from ..leaves import is_none, leaves_with_path
+from .base import LimitLike, Now, Threshold, as_threshold
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,9 +79,9 @@ class LimitTree:
         def of_one_threshold(
             one: Threshold, fields: Any, norms: PyTree, state: Any, param_norms: PyTree
         ) -> tuple[PyTree, Any]:
-            places, structure = jax.tree.flatten(norms, is_leaf=_is_none)
-            beside, _ = jax.tree.flatten(param_norms, is_leaf=_is_none)
-            columns = [jax.tree.flatten(x, is_leaf=_is_none) for x in fields.flatten_up_to(state)]
+            places, structure = jax.tree.flatten(norms, is_leaf=is_none)
+            beside, _ = jax.tree.flatten(param_norms, is_leaf=is_none)
+            columns = [jax.tree.flatten(x, is_leaf=is_none) for x in fields.flatten_up_to(state)]
             for (remembered, _), field in zip(columns, fields.flatten_up_to(state), strict=True):
                 if len(remembered) != len(places):
                     _refuse_other_leaves(norms, field)
@@ -152,7 +152,7 @@ class LimitTree:
         return [jax.tree.structure(jax.eval_shape(one.init, norm)) for one in self._ones]
 
 
-def limit_tree(limits: PyTree[Limitable | None]) -> LimitTree:
+def limit_tree(limits: PyTree[LimitLike | None]) -> LimitTree:
     """Turns every limit of a tree into a threshold; None becomes infinity."""
     return LimitTree(
         jax.tree.map(
@@ -185,15 +185,11 @@ def _over_blocks(of_one_block: Callable, ndim: int) -> Callable:
 
 def _refuse_other_leaves(given: PyTree, remembered: PyTree) -> NoReturn:
     keystr = jax.tree_util.keystr
-    now = {keystr(path) for path, _ in leaves_with_path(given, is_leaf=_is_none)[0]}
-    before = {keystr(path) for path, _ in leaves_with_path(remembered, is_leaf=_is_none)[0]}
+    now = {keystr(path) for path, _ in leaves_with_path(given, is_leaf=is_none)[0]}
+    before = {keystr(path) for path, _ in leaves_with_path(remembered, is_leaf=is_none)[0]}
     lacking, new = sorted(before - now), sorted(now - before)
     problem = f"lack {', '.join(lacking)}" if lacking else f"have {', '.join(new)} besides"
     raise ValueError(
         f"The updates do not have the leaves that `init` saw: they {problem}. Give `update` a tree "
         "of the structure of the parameters, with None for what has no gradient."
     )
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

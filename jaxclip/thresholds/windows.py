@@ -6,9 +6,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..norms import ratio
-from .base import Limit, Norm, Now, Threshold, checked, checked_quantile, numbers, whole_number
-
-Number = float | Array
+from .base import (
+    Limit,
+    Norm,
+    Now,
+    Number,
+    Threshold,
+    check_number,
+    check_quantile,
+    check_whole_number,
+    numbers,
+)
 
 
 class Window(NamedTuple):
@@ -68,7 +76,7 @@ def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
     Source:
       `clip_update_by_historical_norm` of Levanter.
     """
-    sigma, window = checked("sigma", sigma), whole_number("window", window, 2)
+    sigma, window = check_number("sigma", sigma), check_whole_number("window", window, 2)
 
     def init(norm: Norm) -> Window:
         return empty(window, norm.dtype)
@@ -110,8 +118,8 @@ def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
     Source:
       Seetharaman et al. 2020 (AutoClip), arXiv 2007.14469, over a window.
     """
-    share = checked_quantile(quantile)
-    window = whole_number("window", window, 1)
+    share = check_quantile(quantile)
+    window = check_whole_number("window", window, 1)
 
     def init(norm: Norm) -> SortedWindow:
         return SortedWindow(empty(window, norm.dtype), jnp.full(window, jnp.inf, norm.dtype))

@@ -42,7 +42,7 @@ def initial(dtype: jnp.dtype) -> ClipMetrics:
     )
 
 
-def observed(
+def observe(
     before: ClipMetrics,
     sizes: Sequence[Float[Array, ""]],
     clipped: Float[Array, ""],
@@ -65,7 +65,7 @@ def observed(
     )
 
 
-def pooled(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
+def pool(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
     """The root mean squares over all blocks; nan or infinite where the value of any block is."""
     if all(len(blocks) == 1 and blocks[0].ndim == 0 for blocks in values):
         return [blocks[0] for blocks in values]
