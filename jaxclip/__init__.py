@@ -7,6 +7,8 @@ from . import shrinks as shrinks
 from . import thresholds as thresholds
 from .advice import Advice as Advice
 from .advice import advise as advise
+from .clip_metrics import ClipMetrics as ClipMetrics
+from .clip_metrics import metrics as metrics
 from .core import clip as clip
 from .core import global_norm as global_norm
 from .core import scale_to_norm as scale_to_norm
@@ -32,8 +34,6 @@ from .methods.relative import adaptive_grad_clip as adaptive_grad_clip
 from .methods.relative import clippy as clippy
 from .methods.spectral import clip_singular_values as clip_singular_values
 from .methods.value import clip_by_value as clip_by_value
-from .metrics import ClipMetrics as ClipMetrics
-from .metrics import metrics as metrics
 from .per_example import clipped_grad as clipped_grad
 from .per_example import value_and_clipped_grad as value_and_clipped_grad
 from .weights import clip_weights as clip_weights

@@ -12,8 +12,8 @@ import optax
 from jaxtyping import Float
 
 from . import wrappers
+from .clip_metrics import ClipMetrics, metrics
 from .methods import average, fixed, quantile
-from .metrics import ClipMetrics, metrics
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
 FEW = 100  # norms: with less, a percentile is a matter of luck
@@ -125,7 +125,7 @@ def advise(
       Seetharaman et al. 2020 choose limits by percentiles of the norms seen:
       https://arxiv.org/abs/2007.14469.
     """
-    blocks = checked(norms)
+    blocks = check_number(norms)
     total = np.array([math.hypot(*row) for row in blocks])
     finite = total[np.isfinite(total)]
     percentiles = {q: float(np.percentile(finite, q)) for q in PERCENTILES}
@@ -146,7 +146,7 @@ def advise(
     )
 
 
-def checked(norms: Any) -> Float[np.ndarray, "steps blocks"]:
+def check_number(norms: Any) -> Float[np.ndarray, "steps blocks"]:
     """Returns the norms of all blocks as an array, or raises."""
     array = np.asarray(norms)
     if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16 and array.size:

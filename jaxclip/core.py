@@ -5,28 +5,29 @@
     updates = rescale(shrink(norms, limits))
 
 A measure says which blocks a gradient has and how large they are, a threshold how large a block may
-be, a shrink what to do about it. A clipping method is a choice of the three.
+be, a shrink what to do about it. A clipping method is a choice of the three:
+
+    clip_by_global_norm(1.0) = clip(measures.whole(), 1.0)
+    adaptive_grad_clip(0.01) = clip(measures.per_unit(), thresholds.relative(0.01))
+    drop_spikes(4.0)         = clip(measures.whole(), thresholds.ema(4.0, decay=0.99), shrinks.drop)
 """
 
-import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from . import shrinks
-from .leaves import scale
-from .measures import Measure, Norms, whole
-from .metrics import ClipMetrics, initial, observed, pooled, share
-from .norms import lp, on_one_device
-from .shrinks import Shrink
-from .thresholds import Limitable, Now, Threshold, as_threshold, checked
-
-Nonfinite = Literal["propagate", "zero"]
+from . import measures, shrinks
+from .clip_metrics import ClipMetrics, initial, observe, pool, share
+from .leaves import Factor, is_none, scale
+from .measures import Measure, Norms, apply_factors, whole
+from .norms import lp, on_one_device, working_dtype
+from .shrinks import Nonfinite, Shrink, block_factor
+from .thresholds import LimitLike, check_number
+from .thresholds.tree import limit_tree
 
 
 class NonfiniteOptions(TypedDict, total=False):
@@ -47,18 +48,19 @@ class ClipState(NamedTuple):
 
     Attributes:
       step: the number of updates so far.
-      thresholds: the state of the threshold of each array of blocks, in the order of the norms.
+      thresholds: what the threshold remembers, each of its fields in the structure of the norms;
+        empty where it remembers nothing. Of a tree of limits, a tree of these.
       metrics: what the clip did, under its name.
     """
 
     step: Int[Array, ""]
-    thresholds: tuple
+    thresholds: PyTree
     metrics: dict[str, ClipMetrics]
 
 
 def clip(
     measure: Measure,
-    threshold: PyTree[Limitable | None],
+    threshold: PyTree[LimitLike | None],
     shrink: Shrink = shrinks.hard,
     *,
     nonfinite: Nonfinite = "propagate",
@@ -71,7 +73,7 @@ def clip(
     Args:
       measure: which blocks there are, and their norms $n_b$.
       threshold: how large a block may be, $\tau_b$: a number, an array, a schedule, a `Threshold`,
-        None for no limit, or a tree of these that is a prefix of the norms.
+        or a tree of these that is a prefix of the norms, where None means unlimited.
       shrink: the factor $s$ of a block, given its norm and its limit.
       nonfinite: what becomes of a block that holds nan or infinity. `"propagate"` makes all of it
         nan, so that it cannot hide; `"zero"` makes all of it zero. Either way it is counted in the
@@ -82,9 +84,11 @@ def clip(
       The transformation, to be chained ahead of an optimizer.
 
     Raises:
-      TypeError: a limit is no number, array, schedule or threshold.
+      TypeError: a limit is no number, array, schedule or threshold, or the measure or the shrink is
+        no function; at an update, if the state is none of this clip.
       ValueError: a limit is negative or nan, or `nonfinite` is neither of the two; at `init`, if
-        the limits are no prefix of the norms; at an update, if `params` is wanted and missing.
+        the limits are no prefix of the norms; at an update, if `params` is wanted and missing, or
+        if the updates lack an array that `init` had.
 
     Example:
       >>> import jax.numpy as jnp, jaxclip
@@ -99,51 +103,36 @@ def clip(
             f"`nonfinite` is {nonfinite!r}, but a block that holds nan or infinity can be made all "
             'nan or all zero: give "propagate" or "zero".'
         )
-    thresholds = as_thresholds(threshold)
-    reads_params = any(one.reads_params for one in _leaves(thresholds))
+    _check_parts(measure, threshold, shrink)
+    thresholds = limit_tree(threshold)
 
     def init(params: optax.Params) -> ClipState:
         with on_one_device():  # `init` runs outside of the map that `across` is for
             norms = jax.eval_shape(lambda updates: measure(updates)[0], params)
         dtypes = [norm.dtype for norm in jax.tree.leaves(norms)]
         dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
-        states = tuple(
-            _over_blocks(one.init, norm.ndim)(jnp.zeros_like(norm, dtype))
-            for one, norm in matched(thresholds, norms)
+        state = ClipState(
+            jnp.zeros((), jnp.int32), thresholds.init(norms, dtype), {name: initial(dtype)}
         )
-        return ClipState(jnp.zeros((), jnp.int32), states, {name: initial(dtype)})
+        # Fields may be one and the same array, which could not be donated.
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
+        before = state_metrics(state, name)
+        wide = partial(jax.tree.map, lambda norm: norm.astype(before.norm.dtype))
         norms, rescale = measure(updates)
-        blocks, structure = matched(thresholds, norms), jax.tree.structure(norms)
-        dtype = state.metrics[name].norm.dtype
-        norms = [norm.astype(dtype) for _, norm in blocks]
-        param_norms = _param_norms(measure, updates, params, dtype) if reads_params else norms
-
-        def one_block(one: Threshold, norm: Array, threshold_state: Any, param_norm: Array) -> Any:
-            finite = jnp.isfinite(norm)
-            now = Now(state.step, param_norm if reads_params else None, extra_args)
-            limit, learned = one.update(jnp.where(finite, norm, 0), threshold_state, now)
-            limit = jnp.maximum(jnp.asarray(limit, dtype), 0)
-            learned = jax.tree.map(partial(jnp.where, finite), learned, threshold_state)
-            return limit, _factor(shrink, norm, limit, nonfinite), learned
-
-        decided = [
-            _over_blocks(partial(one_block, one), norm.ndim)(norm, threshold_state, param_norm)
-            for (one, _), norm, threshold_state, param_norm in zip(
-                blocks, norms, state.thresholds, param_norms, strict=True
-            )
-        ]
-        limits, factors, threshold_states = zip(*decided, strict=True) if decided else ((),) * 3
-        clipped_norms = [jnp.where(f == 0, 0, n * f) for n, f in zip(norms, factors, strict=True)]
-        shrunk = [(f < 1) & jnp.isfinite(n) for n, f in zip(norms, factors, strict=True)]
-        step = state.step + 1
-        sizes = pooled(norms, clipped_norms, limits)
-        seen = observed(state.metrics[name], sizes, share(shrunk), step)
-        updates = rescale(structure.unflatten(factors))
-        return updates, ClipState(step, threshold_states, {name: seen})
+        norms = wide(norms)
+        param_norms = (
+            wide(_param_norms(measure, updates, params)) if thresholds.reads_params else norms
+        )
+        limits, remembered = thresholds.update(
+            norms, state.thresholds, param_norms, state.step, extra_args
+        )
+        factors = jax.tree.map(lambda n, t: block_factor(shrink, n, t, nonfinite), norms, limits)
+        seen = _observation(*map(jax.tree.leaves, (norms, limits, factors)))
+        return apply_factors(rescale, factors), next_state(state, name, remembered, *seen)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -192,90 +181,80 @@ def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
       `torch.nn.utils.clip_grads_with_norm_`.
     """
     norm = jnp.asarray(norm)
-    limit = jnp.maximum(jnp.asarray(checked("limit", limit), norm.dtype), 0)
-    factor = _factor(shrinks.hard, norm, limit, "propagate")
+    dtype = norm.dtype if jnp.issubdtype(norm.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
+    norm = norm.astype(working_dtype(dtype))
+    limit = jnp.maximum(jnp.asarray(check_number("limit", limit), norm.dtype), 0)
+    factor = block_factor(shrinks.hard, norm, limit, "propagate")
     return jax.tree.map(lambda x: scale(x, factor), tree)
 
 
-def _factor(shrink: Shrink, norm: Array, limit: Array, nonfinite: Nonfinite) -> Array:
-    finite = jnp.isfinite(norm)
-    factor = shrink(jnp.where(finite, norm, 0), limit)
-    return jnp.where(finite, factor, 0 if nonfinite == "zero" else jnp.nan)
+def next_state(
+    state: ClipState, name: str, thresholds: PyTree, sizes: list[Array], shrunk: Array
+) -> ClipState:
+    """The state after one more update.
+
+    Args:
+      state: the state before it.
+      name: of the clip.
+      thresholds: what the thresholds remember now.
+      sizes: the norm, the clipped norm and the limit.
+      shrunk: the share of the blocks that were shrunk.
+    """
+    step = state.step + 1
+    return ClipState(step, thresholds, {name: observe(state.metrics[name], sizes, shrunk, step)})
 
 
-def as_thresholds(limits: PyTree[Limitable | None]) -> PyTree[Threshold]:
-    """Turns every limit of a tree into a threshold; None becomes infinity."""
-    return jax.tree.map(
-        lambda limit: as_threshold(math.inf if limit is None else limit), limits, is_leaf=_is_limit
-    )
+def _observation(
+    norms: list[Array], limits: list[Array], factors: list[Factor]
+) -> tuple[list[Array], Array]:
+    """The sizes that the metrics hold, and the share of the blocks that were shrunk."""
+    pairs = list(zip(norms, factors, strict=True))
+    clipped_norms = [jnp.where(factor.first == 0, 0, factor.times(norm)) for norm, factor in pairs]
+    shrunk = [(factor.first < 1) & jnp.isfinite(norm) for norm, factor in pairs]
+    return pool(norms, clipped_norms, limits), share(shrunk)
 
 
-def given_limits(
-    thresholds: PyTree[Threshold], arrays: PyTree[Array], step: Int[Array, ""], dtype: jnp.dtype
-) -> list[Array]:
-    """The limit of each array, by thresholds that neither look at a norm nor remember any."""
-    zero, now = jnp.zeros((), dtype), Now(step, None, {})
-    return [
-        jnp.maximum(jnp.asarray(one.update(zero, (), now)[0], dtype), 0)
-        for one, _ in matched(thresholds, arrays)
-    ]
+def state_metrics(state: Any, name: str) -> ClipMetrics:
+    """The metrics in the state of a clip; an error if it is none of that clip."""
+    if not isinstance(state, ClipState) or name not in state.metrics:
+        of = f"of the clip {next(iter(state.metrics))!r}" if isinstance(state, ClipState) else ""
+        raise TypeError(
+            f"The state of the clip {name!r} is {of or repr(state)}, which is not what its `init` "
+            "returns. Call `state = tx.init(params)` once, and hand on the state that every "
+            "`update` returns."
+        )
+    return state.metrics[name]
 
 
-def is_threshold(x: Any) -> bool:
-    """Whether `x` is a threshold, a leaf in a tree of limits."""
-    return isinstance(x, Threshold)
-
-
-def _over_blocks(of_one_block: Callable, ndim: int) -> Callable:
-    """Maps a function of one block over an array of blocks of any rank."""
-    for _ in range(ndim):
-        of_one_block = jax.vmap(of_one_block)
-    return of_one_block
-
-
-def _param_norms(
-    measure: Measure, updates: optax.Updates, params: optax.Params | None, dtype: jnp.dtype
-) -> list[Array]:
+def _param_norms(measure: Measure, updates: optax.Updates, params: optax.Params | None) -> Norms:
     if params is None:
         raise ValueError(
             "`params` is missing, but the limit is relative to the parameters' norms. Call "
             "`update(updates, state, params)`."
         )
     # A parameter whose update is None, as Equinox has it for what is not trained, has no block.
-    trained = jax.tree.map(
-        lambda u, p: None if u is None else p, updates, params, is_leaf=lambda x: x is None
-    )
-    return [norm.astype(dtype) for norm in jax.tree.leaves(measure(trained)[0])]
+    trained = jax.tree.map(lambda u, p: None if u is None else p, updates, params, is_leaf=is_none)
+    return measure(trained)[0]
 
 
-def matched(thresholds: PyTree, norms: Norms) -> list[tuple[Threshold, Any]]:
-    """Each array of blocks, with the threshold that the tree of thresholds has for it."""
-    if (
-        isinstance(thresholds, dict)
-        and isinstance(norms, dict)
-        and thresholds.keys() != norms.keys()
-    ):
-        unknown = [key for key in thresholds if key not in norms]
-        unlimited = [key for key in norms if key not in thresholds]
-        problem = f"unknown: {unknown}" if unknown else f"without a limit: {unlimited}"
-        raise ValueError(
-            f"The limits do not match the blocks, which are {list(norms)} ({problem}). Give each "
-            "of these a limit; None means unlimited."
+def _check_parts(measure: Any, threshold: Any, shrink: Any) -> None:
+    made_by = {measures.whole, measures.per_leaf, measures.per_unit, measures.per_entry}
+    made_by |= {measures.per_slice, measures.per_group, measures.singular_values}
+    if measure in made_by:
+        raise TypeError(
+            f"`measure` is the function `measures.{measure.__name__}`, which makes a measure. Call "
+            f"it: `measures.{measure.__name__}(...)`."
         )
-    try:
-        spread = jax.tree.broadcast(thresholds, norms, is_leaf=is_threshold)
-    except ValueError as error:
-        given = jax.tree.structure(thresholds, is_leaf=is_threshold)
-        raise ValueError(
-            f"The limits have the structure {given}, which is no prefix of that of the norms, "
-            f"{jax.tree.structure(norms)}. Give one limit for all, or a limit for every block."
-        ) from error
-    return list(zip(_leaves(spread), jax.tree.leaves(norms), strict=True))
-
-
-def _leaves(thresholds: PyTree) -> list[Threshold]:
-    return jax.tree.leaves(thresholds, is_leaf=is_threshold)
-
-
-def _is_limit(x: Any) -> bool:
-    return x is None or is_threshold(x) or callable(x)
+    for name, part, example in (
+        ("measure", measure, "measures.whole()"),
+        ("shrink", shrink, "shrinks.smooth"),
+    ):
+        if not callable(part):
+            raise TypeError(
+                f"`{name}` is {part!r}, which is no function. Give one, as `{example}`."
+            )
+    if threshold is None:
+        raise TypeError(
+            "The limit is None, which means unlimited in a tree of limits, but here would leave "
+            "the clip without any effect. Give a number; `math.inf` means unlimited."
+        )

@@ -1,5 +1,7 @@
 """The leaves of a tree: which have a norm, and what a factor does to them."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,17 +20,51 @@ def is_measured(x: Any) -> bool:
     return isinstance(x, float | complex) if dtype is None else jnp.issubdtype(dtype, jnp.inexact)
 
 
-def measured(updates: optax.Updates) -> optax.Updates:
+def is_none(x: Any) -> bool:
+    """Whether a place in a tree holds None, which JAX takes for a subtree without leaves."""
+    return x is None
+
+
+def measurable(updates: optax.Updates) -> optax.Updates:
     """Returns the updates, with None for what has no norm."""
     return jax.tree.map(lambda x: jnp.asarray(x) if is_measured(x) else None, updates)
 
 
-def replaced(updates: optax.Updates, new: optax.Updates) -> optax.Updates:
+def replace_measured(updates: optax.Updates, new: optax.Updates) -> optax.Updates:
     """The updates, with a new array wherever there is one."""
     return jax.tree.map(lambda x, y: x if y is None else y, updates, new)
 
 
-def scale(x: Any, factor: Float[Array, "..."]) -> Any:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factor:
+    """What blocks are multiplied by: two numbers, one after the other.
+
+    Two reach further than one: a norm of 3e38 and a limit of 1 have the factor 3e-39, which float32
+    flushes to 0.
+
+    Attributes:
+      first: the first number, of every block; 1 leaves a block as it is, 0 makes it zero.
+      second: the second number, 1 unless the product is out of range.
+    """
+
+    first: Float[Array, "*blocks"]
+    second: Float[Array, "*blocks"]
+
+    def times(self, x: Array) -> Array:
+        """Multiplies an array that the blocks broadcast to."""
+        return x * self.first * self.second
+
+    def map(self, change: Callable[[Array], Array]) -> "Factor":
+        """The same change of both numbers, such as of their shape."""
+        return Factor(change(self.first), change(self.second))
+
+
+def as_factor(factor: Any) -> Factor:
+    """Makes a factor of a single number."""
+    return factor if isinstance(factor, Factor) else Factor(factor, jnp.ones_like(factor))
+
+
+def scale(x: Any, factor: Factor | Float[Array, "..."]) -> Any:
     """Multiplies by a factor in float32 at least; exactly nothing at 1, exactly zero at 0.
 
     What cannot be measured is returned as it is.
@@ -36,17 +72,21 @@ def scale(x: Any, factor: Float[Array, "..."]) -> Any:
     if not is_measured(x):
         return x
     x = jnp.asarray(x)
-    product = x.astype(working_dtype(x.dtype)) * factor.astype(working_dtype(x.dtype))
+    first = as_factor(factor).first
+    wide = working_dtype(x.dtype)
+    product = as_factor(factor).map(lambda f: f.astype(wide)).times(x.astype(wide))
     # By selection and not by arithmetic: 0 * nan is nan, and 1 * x flushes the smallest numbers.
-    moved = jnp.where(factor == 0, jnp.zeros((), x.dtype), product.astype(x.dtype))
-    return jnp.where(factor == 1, x, moved)
+    moved = jnp.where(first == 0, jnp.zeros((), x.dtype), product.astype(x.dtype))
+    return jnp.where(first == 1, x, moved)
 
 
-def leaves_with_path(tree: PyTree) -> tuple[list[tuple[Path, Any]], Any]:
+def leaves_with_path(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[list[tuple[Path, Any]], Any]:
     """Flattens a tree, with paths that are the same at `init` and at every update.
 
     Flax NNX gives `init` variables, whose path ends in `.value`, and `update` the arrays in them.
     """
-    entries, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    entries, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     value = jax.tree_util.GetAttrKey("value")
     return [(path[:-1] if path[-1:] == (value,) else path, x) for path, x in entries], treedef

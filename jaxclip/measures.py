@@ -10,6 +10,7 @@ of your own is any function of this form. Those here measure what is floating or
 `float0`, keys and `None` pass through and are not counted.
 """
 
+import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -19,13 +20,45 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from . import norms
-from .leaves import Path, is_measured, leaves_with_path, measured, replaced, scale
-from .singular import decomposed, matrix, recomposed
+from .leaves import (
+    Factor,
+    Path,
+    as_factor,
+    is_measured,
+    leaves_with_path,
+    measurable,
+    replace_measured,
+    scale,
+)
+from .singular import decompose, matrix, recompose
 
 Norms = PyTree[Float[Array, "..."]]
-Factors = PyTree[Float[Array, "..."]]
-Measure = Callable[[optax.Updates], tuple[Norms, Callable[[Factors], optax.Updates]]]
+Factors = PyTree[Factor | Float[Array, "..."]]
+Rescale = Callable[[Factors], optax.Updates]
+Measure = Callable[[optax.Updates], tuple[Norms, Rescale]]
 Axes = int | tuple[int, ...] | Callable[[Path, Array], int | tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FullRange:
+    """A way back that takes a `Factor` for every array of blocks, and not only an array.
+
+    So have all measures of this module. Others get the product of the two numbers of a factor,
+    which is 0 where the norm is some 1e38 times the limit.
+    """
+
+    rescale: Rescale
+
+    def __call__(self, factors: Factors) -> optax.Updates:
+        """Multiplies the blocks."""
+        return self.rescale(factors)
+
+
+def apply_factors(rescale: Rescale, factors: PyTree[Factor]) -> optax.Updates:
+    """Multiplies every block by its factor, by the way back of any measure."""
+    if not isinstance(rescale, FullRange):
+        factors = jax.tree.map(lambda factor: factor.times(jnp.ones_like(factor.first)), factors)
+    return rescale(factors)
 
 
 def whole(norm: norms.Norm = norms.l2) -> Measure:
@@ -46,10 +79,10 @@ def whole(norm: norms.Norm = norms.l2) -> Measure:
       5.0 {'b': Array([0.4], dtype=float32), 'w': Array([0.3], dtype=float32)}
     """
 
-    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
-        leaves = jax.tree.leaves(measured(updates))
+    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
+        leaves = jax.tree.leaves(measurable(updates))
         [value] = norm([leaves], [()])
-        return value, lambda factor: jax.tree.map(lambda x: scale(x, factor), updates)
+        return value, FullRange(lambda f: jax.tree.map(lambda x: scale(x, f), updates))
 
     return measure
 
@@ -78,7 +111,7 @@ def per_group(labels: PyTree[Hashable] | Callable, norm: norms.Norm = norms.l2) 
       5.0
     """
 
-    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
+    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
         tree = labels(updates) if callable(labels) else labels
         label_of = _spread(tree, updates)
         groups: dict[Any, list[Array]] = {label: [] for label in jax.tree.leaves(tree)}
@@ -93,7 +126,7 @@ def per_group(labels: PyTree[Hashable] | Callable, norm: norms.Norm = norms.l2) 
                 [scale(x, factors[k]) for k, x in zip(label_of, leaves, strict=True)]
             )
 
-        return dict(zip(groups, values, strict=True)), rescale
+        return dict(zip(groups, values, strict=True)), FullRange(rescale)
 
     return measure
 
@@ -208,22 +241,26 @@ def singular_values() -> Measure:
       [3. 1.]
     """
 
-    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
-        leaves, treedef = jax.tree.flatten(measured(updates))
-        parts = [decomposed(matrix(x)) for x in leaves]
+    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
+        leaves, treedef = jax.tree.flatten(measurable(updates))
+        parts = [decompose(matrix(x)) for x in leaves]
 
         def rescale(factors: Factors) -> optax.Updates:
-            by_leaf = zip(parts, treedef.flatten_up_to(factors), leaves, strict=True)
-            return replaced(updates, treedef.unflatten([recomposed(*one) for one in by_leaf]))
+            all_factors = map(as_factor, treedef.flatten_up_to(factors))
+            new = [
+                recompose((left, factor.second * values, right), factor.first, x)
+                for (left, values, right), factor, x in zip(parts, all_factors, leaves, strict=True)
+            ]
+            return replace_measured(updates, treedef.unflatten(new))
 
-        return treedef.unflatten([values for _, values, _ in parts]), rescale
+        return treedef.unflatten([values for _, values, _ in parts]), FullRange(rescale)
 
     return measure
 
 
 def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm) -> Measure:
-    def measure(updates: optax.Updates) -> tuple[Norms, Callable]:
-        arrays = measured(updates)
+    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
+        arrays = measurable(updates)
         entries, treedef = leaves_with_path(arrays)
         kept = [_kept(axes(path, x), path, x) for path, x in entries]
         values = norm([[x] for _, x in entries], kept)
@@ -235,11 +272,12 @@ def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms
                 if not is_measured(x):
                     return x
                 factor, keep = next(by_leaf)
-                return scale(x, norms.expand(factor, keep, jnp.ndim(x)))
+                ndim = jnp.ndim(x)
+                return scale(x, as_factor(factor).map(lambda f: norms.expand(f, keep, ndim)))
 
             return jax.tree.map(rescaled, updates)
 
-        return treedef.unflatten(values), rescale
+        return treedef.unflatten(values), FullRange(rescale)
 
     return measure
 

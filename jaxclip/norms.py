@@ -5,9 +5,12 @@ may be kept, so that it holds a block for every index along them. In float32 at 
 
 $$\|x\|_p = \Big(\sum_i |x_i|^p\Big)^{1/p} = m\,\|x / m\|_p, \qquad m = \max_i |x_i|.$$
 
-The first form is one pass, and what is always computed. Only where its sum has left the range in
-which it can be trusted does the second form, which never overflows, take its place. All blocks of
-a tree are measured in one call, so that there is one such choice a tree and not one a leaf.
+The first form is one pass and is always computed. Where its sum has left the range in which it can
+be trusted, the second form takes its place; it overflows only where the norm does. All blocks of a
+tree are measured in one call, so that there is one such choice a tree and not one a leaf.
+
+A block with a nonzero entry has a norm of at least the smallest normal number, so that a norm of 0
+means that all entries are 0, also where the arithmetic flushes subnormal numbers.
 """
 
 import contextlib
@@ -17,12 +20,15 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Inexact
+
+from .bits import magnitude
 
 Block = Sequence[Inexact[Array, "..."]]
 Axes = tuple[int, ...]
@@ -140,8 +146,8 @@ def _differentiable(norm: Norm, kept: tuple[Axes, ...]) -> Callable:
     # where that of the clip is 1; and since `custom_vmap` below has no reverse mode.
     @jax.custom_jvp
     def norms(blocks):
-        if norm.ord == 1 or norm.ord == math.inf:  # the sum overflows only where the norm does
-            return [_total(norm, block, k) for block, k in zip(blocks, kept, strict=True)]
+        if norm.ord == math.inf:
+            return [_largest(norm, block, k) for block, k in zip(blocks, kept, strict=True)]
         return _rescued(
             lambda blocks: [_total(norm, b, k) for b, k in zip(blocks, kept, strict=True)],
             lambda total: _root(norm.ord, total),
@@ -202,54 +208,115 @@ def _trusted(total: Array) -> Array:
 
 
 def _total(norm: Norm, block: Block, kept: Axes) -> Array:
-    """Sums (or takes the largest of) the p-th powers of a block's entries."""
-    if norm.ord == math.inf:
-        return _combined(norm, block, kept, jnp.abs, largest=True)
-    total = _combined(norm, block, kept, lambda x: _power(x, norm.ord))
-    return total / _count(norm, block, kept) if norm.mean else total
+    """Sums the p-th powers of a block's entries."""
+    total = _sum(norm, block, kept, lambda x: _power(x, norm.ord))
+    return total / _count(norm, block, kept, total.dtype) if norm.mean else total
 
 
 def _scaled(norm: Norm, block: Block, kept: Axes) -> Array:
-    largest = _total(dataclasses.replace(norm, ord=math.inf), block, kept)
-    divisor = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    ratios = [x / expand(divisor, kept, x.ndim).astype(x.dtype) for x in block]
-    value = largest * _root(norm.ord, _total(norm, ratios, kept))
-    return jnp.where(jnp.isfinite(largest) & (largest > 0), value, largest)
+    r"""$m\,\|x / m\|_p$ with the largest entry $m$."""
+    largest = _largest(norm, block, kept)
+    usable = (largest > 0) & jnp.isfinite(largest)
+    root = jnp.sqrt(jnp.where(usable, largest, 1))  # m = root * root
+    ratios = [ratio(x, expand(root, kept, x.ndim)) for x in block]
+    value = _root(norm.ord, _total(norm, ratios, kept)) * root * root
+    # Subnormal entries are flushed from the sum, but not from the largest entry.
+    return jnp.where(usable & (value > 0), value, largest)
+
+
+def ratio(x: Array, root: Array) -> Array:
+    r"""$x / n$, given $\sqrt n$, which has an inverse in range for every normal $n$.
+
+    XLA turns a division by a broadcast number $n$ into a product with $1/n$, which is flushed to 0
+    for the largest $n$. A power of two near $1/n$ would do as well, but what is cheap to compute,
+    and all that it is made of, XLA computes anew beside every array that it is multiplied with.
+    """
+    inverse = (1 / root).astype(x.dtype)
+    return x * inverse * inverse
 
 
 def _derivative(norm: Norm, kept: Axes, value: Array, block: Block, block_dot: Block) -> Array:
     r"""$\dot n = \sum_i (|x_i|/n)^{p-1} \mathrm{sgn}(x_i)\,\dot x_i$, and 0 where $n = 0$."""
-    positive = jnp.where(value > 0, value, 1)
+    root = jnp.sqrt(jnp.where(value > 0, value, 1))
 
     def direction(x: Array) -> Array:
-        n = expand(positive, kept, x.ndim).astype(x.dtype)
-        if norm.ord == 2:
-            return x / n
         if norm.ord == math.inf:
-            return jnp.sign(x) * (jnp.abs(x) == n.real).astype(x.dtype)
-        return jnp.sign(x) * ((jnp.abs(x) / n.real) ** (norm.ord - 1)).astype(x.dtype)
+            largest = expand(value, kept, x.ndim).astype(jnp.finfo(x.dtype).dtype)
+            return jnp.sign(x) * (jnp.abs(x) == largest).astype(x.dtype)
+        r = expand(root, kept, x.ndim)
+        if norm.ord == 2:
+            return ratio(x, r)
+        return jnp.sign(x) * (ratio(jnp.abs(x), r) ** (norm.ord - 1)).astype(x.dtype)
 
     directions = [direction(x) for x in block]
     products = [(d.conj() * dx).real for d, dx in zip(directions, block_dot, strict=True)]
-    total = _combined(norm, products, kept, lambda product: product)
+    total = _sum(norm, products, kept, lambda product: product)
     if norm.ord == math.inf:  # entries that tie for the largest share the derivative
-        total = total / jnp.maximum(_combined(norm, directions, kept, jnp.abs), 1)
-    return total / _count(norm, block, kept) if norm.mean else total
+        total = total / jnp.maximum(_sum(norm, directions, kept, jnp.abs), 1)
+    return total / _count(norm, block, kept, total.dtype) if norm.mean else total
+
+
+def _sum(norm: Norm, block: Block, kept: Axes, of: Callable) -> Float[Array, "..."]:
+    """Sums `of(entry)` over a block's entries, arrays and devices."""
+    return _combined(
+        norm,
+        block,
+        lambda x: jnp.sum(of(x), _reduced(kept, x.ndim)),
+        operator.add,
+        lax.psum,
+    )
+
+
+def _largest(norm: Norm, block: Block, kept: Axes) -> Float[Array, "..."]:
+    """The largest size of a block's entries; nan where one of them is.
+
+    Sizes are compared as integers, which have the same order: a maximum of integers neither flushes
+    a subnormal number nor, reduced over devices, drops nan.
+    """
+    widest = _widest(block)
+    by_dtype: dict[jnp.dtype, list[Array]] = {}
+    for x in block:
+        by_dtype.setdefault(jnp.dtype(x.dtype), []).append(x)
+    sizes = [
+        _size_of_bits(
+            _combined(
+                norm,
+                arrays,
+                lambda x: jnp.max(_bits(x), _reduced(kept, x.ndim), initial=0),
+                jnp.maximum,
+                lax.pmax,
+            )
+        ).astype(widest)
+        for arrays in by_dtype.values()
+    ]
+    return functools.reduce(jnp.maximum, sizes) if sizes else jnp.zeros((), widest)
+
+
+def _bits(x: Array) -> Array:
+    """The sizes |x| as integers of the same order; nan is the largest of all."""
+    if jnp.iscomplexobj(x):  # |x| is flushed where both parts are subnormal
+        return functools.reduce(jnp.maximum, map(_bits, (jnp.abs(x), x.real, x.imag)))
+    return magnitude(x)
+
+
+def _size_of_bits(bits: Array) -> Array:
+    """The way back from `_bits`; what is subnormal becomes the smallest normal number."""
+    dtype = jnp.dtype(f"float{bits.dtype.itemsize * 8}")
+    tiny = jnp.asarray(jnp.finfo(dtype).tiny, dtype)
+    floor = lax.bitcast_convert_type(tiny, bits.dtype)
+    return lax.bitcast_convert_type(jnp.where(bits > 0, jnp.maximum(bits, floor), 0), dtype)
 
 
 def _combined(
-    norm: Norm, block: Block, kept: Axes, of: Callable, largest: bool = False
-) -> Float[Array, "..."]:
-    """Sums, or takes the largest of, `of(entry)` over a block's entries, arrays and devices."""
-    combine, collective = (jnp.maximum, lax.pmax) if largest else (operator.add, lax.psum)
+    norm: Norm, block: Block, part: Callable, combine: Callable, collective: Callable
+) -> Array:
+    """Combines one part of every array of a block, and those of all devices."""
     shards: dict[tuple[str, ...], list[Array]] = {}
     for x in block:
-        axis = _reduced(kept, x.ndim)
-        part = jnp.max(of(x), axis, initial=0) if largest else jnp.sum(of(x), axis)
-        shards.setdefault(_spread_over(x, norm.axis_name), []).append(part)
+        shards.setdefault(_spread_over(x, norm.axis_name), []).append(part(x))
     if not shards:
         return jnp.zeros((), jnp.float32)
-    widest = max((p.dtype for parts in shards.values() for p in parts), key=lambda d: d.itemsize)
+    widest = _widest([p for parts in shards.values() for p in parts])
     # All of one device is combined before anything crosses devices: one scalar collective a block.
     totals = [
         collective(total, axes) if axes else total
@@ -259,14 +326,28 @@ def _combined(
     return functools.reduce(combine, totals)
 
 
-def _count(norm: Norm, block: Block, kept: Axes) -> int:
+def _widest(arrays: Sequence[Array]) -> jnp.dtype:
+    """The widest of the arrays' dtypes, that of the sizes where they are complex."""
+    reals = [
+        jnp.finfo(x.dtype).dtype if jnp.issubdtype(x.dtype, jnp.inexact) else x.dtype
+        for x in arrays
+    ]
+    return max(reals, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
+
+
+def _count(norm: Norm, block: Block, kept: Axes, dtype: jnp.dtype) -> Any:
     """The number of entries of a block over all devices, at least 1."""
 
-    def size(x: Array) -> int:
+    def size(x: Array) -> Any:
         share = math.prod(x.shape[axis] for axis in _reduced(kept, x.ndim))
         return share * math.prod(lax.axis_size(name) for name in _spread_over(x, norm.axis_name))
 
-    return max(1, sum(size(x) for x in block))
+    return jnp.maximum(count(sum(size(x) for x in block), dtype), 1)
+
+
+def count(number: Any, dtype: jnp.dtype) -> Array:
+    """A number of entries as an array: it may exceed every integer of JAX, or be symbolic."""
+    return jnp.asarray(float(number) if isinstance(number, int) else number).astype(dtype)
 
 
 def _spread_over(x: Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,17 +1,22 @@
 r"""Shrinks: what to do about a block, given its norm and its limit.
 
 A shrink is a function `(norm, limit) -> factor`, elementwise, and the block is multiplied by the
-factor. Norms arrive finite and limits finite or infinite, neither negative. All edge cases of the
-library are decided here, and are the same for every shrink: a zero block and an infinite limit have
-factor 1, which leaves a block as it is bit for bit; else a zero limit has factor 0, which makes it
-zero. Arguments beyond the two are set with `functools.partial`.
+factor. Norms arrive finite and limits finite or infinite, neither negative nor nan. A zero block
+and an infinite limit have factor 1, which leaves a block as it is bit for bit; else a zero limit
+has factor 0, which makes it zero. Arguments beyond the two are set with `functools.partial`.
+
+A limit far below the norm has a factor that float32 cannot hold; `block_factor` splits it in two.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .leaves import Factor
+
+Nonfinite = Literal["propagate", "zero"]
 Shrink = Callable[[Array, Array], Array]
 Values = Float[Array, "*blocks"]
 Limit = Float[Array, "*#blocks"]
@@ -57,7 +62,7 @@ def smooth(norm: Values, limit: Limit) -> Values:
     Source:
       Zhang, Jin, Fang, Wang 2020, arXiv 2010.02519 (the form of the authors' code).
     """
-    return _where_it_acts(lambda n, t: t / (n + t), norm, limit)
+    return _where_it_acts(lambda n, t: 1 / (1 + n / t), norm, limit)
 
 
 def inverse_sqrt(norm: Values, limit: Limit) -> Values:
@@ -79,7 +84,7 @@ def inverse_sqrt(norm: Values, limit: Limit) -> Values:
     Source:
       Jiang, Semenov, Stich 2026, arXiv 2603.14315, which applies it to singular values.
     """
-    return _where_it_acts(lambda n, t: t / jnp.hypot(n, t), norm, limit)
+    return _where_it_acts(lambda n, t: 1 / jnp.hypot(jnp.ones_like(n), n / t), norm, limit)
 
 
 def tanh(norm: Values, limit: Limit) -> Values:
@@ -98,7 +103,14 @@ def tanh(norm: Values, limit: Limit) -> Values:
       >>> print(tanh(jnp.array([100.0]), jnp.array(1.0)))
       [0.01]
     """
-    return _where_it_acts(lambda n, t: t * jnp.tanh(n / jnp.where(t > 0, t, 1)) / n, norm, limit)
+
+    def factor(n: Array, t: Array) -> Array:
+        x = n / t
+        small = x * x < jnp.finfo(x.dtype).eps  # tanh x = x, and x may be flushed to 0
+        x = jnp.where(small, 1, x)
+        return jnp.where(small, 1, jnp.tanh(x) / x)
+
+    return _where_it_acts(factor, norm, limit)
 
 
 def normalize(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
@@ -195,7 +207,35 @@ def drop(norm: Values, limit: Limit) -> Values:
     return (norm <= limit).astype(norm.dtype)
 
 
+def block_factor(shrink: Shrink, norm: Values, limit: Values, nonfinite: Nonfinite) -> Factor:
+    r"""The factor of every block, also of one that has no finite norm or no limit that is a number.
+
+    $$s(n, \tau) = s(n, \tau') \cdot \frac{\tau}{\tau'}, \qquad \tau' = \sqrt{n\,\tau}$$
+
+    where the limit is so far below the norm that $s$ is out of range: there every shrink is
+    proportional to its limit.
+
+    Args:
+      shrink: $s$.
+      norm: $n$.
+      limit: $\tau$, not negative.
+      nonfinite: `"propagate"` for a factor of nan, `"zero"` for 0, where $n$ is nan or infinite or
+        $\tau$ is nan.
+
+    Returns:
+      The factor, as two numbers.
+    """
+    usable = jnp.isfinite(norm) & ~jnp.isnan(limit)
+    n, t = jnp.where(usable, norm, 0), jnp.where(usable, limit, 1)
+    far = (t > 0) & (t < n * 2.0**-100)
+    halfway = jnp.sqrt(jnp.where(far, n, 1)) * jnp.sqrt(jnp.where(far, t, 1))
+    first = jnp.minimum(shrink(n, jnp.where(far, halfway, t)), jnp.finfo(n.dtype).max)
+    bad = 0 if nonfinite == "zero" else jnp.nan
+    return Factor(jnp.where(usable, first, bad), jnp.where(far, t / halfway, 1))
+
+
 def _where_it_acts(factor: Callable, norm: Array, limit: Array) -> Array:
     # The operands are replaced as well as the result, so that no derivative meets 0/0 or inf/inf.
-    acts = (norm > 0) & (limit < jnp.inf)
-    return jnp.where(acts, factor(jnp.where(acts, norm, 1), jnp.where(acts, limit, 1)), 1)
+    acts = (norm > 0) & (limit > 0) & (limit < jnp.inf)
+    value = factor(jnp.where(acts, norm, 1), jnp.where(acts, limit, 1))
+    return jnp.where(acts, value, jnp.where((norm > 0) & (limit == 0), 0, 1))

@@ -1,11 +1,14 @@
 """The singular values of arrays: as matrices, decomposed, and put together again."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Inexact
 
+from .bits import largest_exponent, times_power_of_two
 from .norms import working_dtype
 
 Parts = tuple[Inexact[Array, "m k"], Float[Array, " k"], Inexact[Array, "k n"]]
@@ -16,7 +19,8 @@ def matrix(x: Inexact[Array, "..."]) -> Inexact[Array, "m n"]:
     wide = x.astype(working_dtype(x.dtype))
     if _is_explicit(x):  # a decomposition is not computed in parts
         wide = jax.sharding.reshard(wide, P())
-    return wide.reshape(-1, x.shape[-1]) if x.ndim > 1 else wide.reshape(1, -1)
+    rows, columns = (math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim > 1 else (1, x.size)
+    return wide.reshape(rows, columns)
 
 
 def like(product: Inexact[Array, "m n"], x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
@@ -25,26 +29,37 @@ def like(product: Inexact[Array, "m n"], x: Inexact[Array, "..."]) -> Inexact[Ar
     return jax.sharding.reshard(product, jax.typeof(x).sharding) if _is_explicit(x) else product
 
 
+def decompose(x: Inexact[Array, "m n"]) -> Parts:
+    r"""$U$, $\sigma$ and $V^\top$ of $X = U\,\mathrm{diag}(\sigma)\,V^\top$.
+
+    The singular values of a matrix that holds nan or infinity are nan.
+    """
+    e = largest_exponent(x)
+    left, values, right = _decompose_in_range(times_power_of_two(x, -e))
+    return left, times_power_of_two(values, e), right
+
+
 @jax.custom_jvp
-def decomposed(x: Inexact[Array, "m n"]) -> Parts:
-    r"""$U$, $\sigma$ and $V^\top$ of $X = U\,\mathrm{diag}(\sigma)\,V^\top$."""
+def _decompose_in_range(x: Inexact[Array, "m n"]) -> Parts:
+    """The decomposition of a matrix whose squares are in range."""
     if x.size == 0:
         m, n = x.shape
         return jnp.zeros((m, 0), x.dtype), jnp.zeros(0, x.real.dtype), jnp.zeros((0, n), x.dtype)
-    left, values, right = jnp.linalg.svd(x, full_matrices=False)
-    return left, values, right
+    # What LAPACK does with nan and infinity is not defined.
+    finite = jnp.all(jnp.isfinite(x))
+    left, values, right = jnp.linalg.svd(jnp.where(finite, x, 0), full_matrices=False)
+    return left, jnp.where(finite, values, jnp.nan), right
 
 
-@decomposed.defjvp
+@_decompose_in_range.defjvp
 def _decomposed_jvp(primals: tuple, tangents: tuple) -> tuple[Parts, Parts]:
     # That of `jnp.linalg.svd` is infinite where singular values are equal. There the directions
     # are anyone's choice, and here they keep the one made: what is clipped does not depend on it.
     (x,), (dx,) = primals, tangents
-    left, values, right = decomposed(x)
+    left, values, right = _decompose_in_range(x)
     if x.size == 0:
         return (left, values, right), (left, values, right)
-    size = jnp.where(values[0] > 0, values[0], 1)  # so that no square is out of range
-    s, dx_left, dx_right = values / size, left.conj().T @ dx / size, dx @ right.conj().T / size
+    s, dx_left, dx_right = values, left.conj().T @ dx, dx @ right.conj().T
     inner = dx_left @ right.conj().T
     gap = (s[None, :] - s[:, None]) * (s[None, :] + s[:, None])
     apart = jnp.abs(gap) > jnp.finfo(s.dtype).eps
@@ -57,17 +72,25 @@ def _decomposed_jvp(primals: tuple, tangents: tuple) -> tuple[Parts, Parts]:
     outside_right = inverse[:, None] * (dx_left - inner @ right)
     tangents_out = (
         left @ turned_left + outside_left,
-        jnp.diagonal(inner).real * size,
+        jnp.diagonal(inner).real,
         turned_right.conj().T @ right + outside_right,
     )
     return (left, values, right), tangents_out
 
 
-def recomposed(parts: Parts, factor: Float[Array, " k"], x: Inexact[Array, "..."]) -> Array:
+def recompose(parts: Parts, factor: Float[Array, " k"], x: Inexact[Array, "..."]) -> Array:
     """The array `x` of these parts, with every singular value multiplied by its factor."""
     left, values, right = parts
-    scaled = left * (factor * values)[None, :].astype(left.dtype)
-    product = like(jnp.matmul(scaled, right, precision="highest"), x)
+    info = jnp.finfo(values.dtype)
+    # Products in the middle of the range, where nothing that counts is flushed to zero.
+    lift = info.nmant + 10
+    lift = jnp.where(largest_exponent(values) < info.minexp + lift, lift, 0)
+    # By selection: of a singular value that is beyond every number, 0 * inf is nan.
+    kept = jnp.where(factor == 0, 0, factor * times_power_of_two(values, lift))
+    e = largest_exponent(kept)
+    scaled = left * times_power_of_two(kept, -e)[None, :].astype(left.dtype)
+    product = jnp.matmul(scaled, right, precision="highest")
+    product = like(times_power_of_two(product, e - lift), x)
     # By selection: what keeps all its singular values is the array, to the bit.
     zeroed = jnp.where(jnp.all(factor == 0), jnp.zeros_like(x), product)
     return jnp.where(jnp.all(factor == 1), x, zeroed)

@@ -11,16 +11,16 @@ from jaxtyping import Array, PyTree
 
 from . import leaves, measures
 from .core import NonfiniteOptions, clip
-from .methods.named import method
+from .methods.named import named_method
 from .methods.value import clip_by_value
-from .thresholds import Limitable
+from .thresholds import LimitLike
 
 FanIn = Callable[[leaves.Path, Array], int | None]
 
 
-@method()
+@named_method()
 def clip_weights(
-    limit: PyTree[Limitable | None], **options: Unpack[NonfiniteOptions]
+    limit: PyTree[LimitLike | None], **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps every parameter within plus and minus the limit, after the update.
 
@@ -28,7 +28,8 @@ def clip_weights(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite` and `name`, as in `clip`.
+      **options: `nonfinite` and `name`, as in `clip`; it is the update that becomes nan or zero
+        where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -51,9 +52,9 @@ def clip_weights(
     return _projection(clip_by_value(limit, **options))
 
 
-@method("fan_in")
+@named_method("fan_in")
 def clip_weights_by_fan_in(
-    scale: Limitable, *, fan_in: FanIn | None = None, **options: Unpack[NonfiniteOptions]
+    scale: LimitLike, *, fan_in: FanIn | None = None, **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps every weight within the bound of its initialization, after the update.
 
@@ -65,7 +66,8 @@ def clip_weights_by_fan_in(
         leaf to be left alone. By default a kernel's is the product of all its axes but the last, a
         vector's that of the kernel beside it in the same dict whose last axis is as long, and all
         else is left alone.
-      **options: `nonfinite` and `name`, as in `clip`.
+      **options: `nonfinite` and `name`, as in `clip`; it is the update that becomes nan or zero
+        where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -102,9 +104,9 @@ def _projection(
                 "`params` is missing, but it is the parameters that are clipped. Call "
                 "`update(updates, state, params)`."
             )
-        moved = jax.tree.map(_moved, updates, params, is_leaf=_is_none)
+        moved = jax.tree.map(_moved, updates, params, is_leaf=leaves.is_none)
         clipped, state = inner.update(moved, state, params, **extra_args)
-        return jax.tree.map(_way, updates, params, moved, clipped, is_leaf=_is_none), state
+        return jax.tree.map(_way, updates, params, moved, clipped, is_leaf=leaves.is_none), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -121,11 +123,9 @@ def _way(update: Any, param: Any, moved: Any, clipped: Any) -> Any:
     if not leaves.is_measured(update):
         return update
     # What is within the limit keeps its update to the bit, which `(w + u) - w` would not.
-    return jnp.where(clipped == moved, update, (clipped - param).astype(update.dtype))
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
+    way = jnp.where(clipped == moved, update, (clipped - param).astype(update.dtype))
+    # Of no number the clip made nan or zero, as it was asked to: that is the update.
+    return jnp.where(jnp.isfinite(moved), way, clipped.astype(update.dtype))
 
 
 def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
@@ -144,9 +144,9 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
         norms, rescale = measures.per_entry()(bounded)
 
         def rescale_all(factors: measures.Factors) -> optax.Params:
-            return leaves.replaced(params, rescale(factors))
+            return leaves.replace_measured(params, rescale(factors))
 
-        return jax.tree.map(lambda n, w: n * w, norms, weights), rescale_all
+        return jax.tree.map(lambda n, w: n * w, norms, weights), measures.FullRange(rescale_all)
 
     return measure
 

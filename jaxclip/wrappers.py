@@ -1,5 +1,6 @@
-"""Wrappers: what a factor for every block cannot do."""
+"""Wrappers that skip steps or carry the clipped remainder."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -8,11 +9,11 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import norms
+from .clip_metrics import ClipMetrics, initial, observe
 from .core import global_norm
-from .leaves import is_measured
-from .metrics import ClipMetrics, initial, observed
-from .thresholds import checked, choice
-from .thresholds.base import whole_number
+from .leaves import is_measured, is_none
+from .thresholds import check_choice, check_number
+from .thresholds.base import check_whole_number
 from .thresholds.windows import Window, empty, mean_and_deviation, push
 
 
@@ -38,7 +39,8 @@ def with_error_feedback(
 
     Returns:
       The transformation; its state holds $\Delta$, as large as the parameters, in float32 at least.
-      What is not finite is not carried on.
+      What is not finite is not carried on, and a sum beyond the range of its dtype is the largest
+      number of it. A spike of a thousand times the limit is given out over a thousand steps.
 
     Example:
       >>> import jax.numpy as jnp, jaxclip
@@ -58,7 +60,7 @@ def with_error_feedback(
             lambda p: jnp.zeros_like(p, norms.working_dtype(p.dtype)) if is_measured(p) else None,
             params,
         )
-        return ErrorFeedbackState(inner.init(params), carry)
+        return _donatable(ErrorFeedbackState(inner.init(params), carry))
 
     def update(
         updates: optax.Updates,
@@ -66,27 +68,38 @@ def with_error_feedback(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ErrorFeedbackState]:
-        wanted = jax.tree.map(_plus, updates, state.carry, is_leaf=_is_none)
+        wanted = jax.tree.map(_plus, updates, state.carry, is_leaf=is_none)
         given, inner_state = inner.update(wanted, state.inner, params, **extra_args)
-        carry = jax.tree.map(_left, updates, state.carry, given, is_leaf=_is_none)
+        carry = jax.tree.map(_left, updates, state.carry, given, is_leaf=is_none)
         return given, ErrorFeedbackState(inner_state, carry)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _plus(update: Any, carry: Any) -> Any:
-    if carry is None:
+    if carry is None or update is None:
         return update
     # Nothing carried, nothing changed: not the sign of a zero, nor a subnormal number.
-    wanted = (update.astype(carry.dtype) + carry).astype(update.dtype)
-    return jnp.where(carry == 0, update, wanted)
+    return jnp.where(carry == 0, update, _sum(update, carry).astype(update.dtype))
 
 
 def _left(update: Any, carry: Any, given: Any) -> Any:
-    if carry is None:
-        return None
-    left = update.astype(carry.dtype) + carry - given.astype(carry.dtype)
+    if carry is None or update is None:
+        return carry
+    left = _sum(update, carry) - given.astype(carry.dtype)
     return jnp.where(jnp.isfinite(left), left, carry)
+
+
+def _sum(update: Array, carry: Array) -> Array:
+    """The sum in the dtype of the carry, and in the range of that of the update."""
+    update, dtype = update.astype(carry.dtype), update.dtype
+    total = update + carry
+    if jnp.iscomplexobj(total):  # half of what is out of range is in range, and has its direction
+        within = jnp.where(jnp.isfinite(jnp.abs(total)), total, update / 2 + carry / 2)
+    else:
+        most = float(jnp.finfo(dtype).max)
+        within = jnp.clip(total, -most, most)
+    return jnp.where(jnp.isfinite(update), within, total)
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -104,16 +117,16 @@ def skip_nonfinite(
     max_consecutive: int | None = None,
     name: str = "skip_nonfinite",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Leaves a step out where the gradient holds nan or infinity: zero updates, a frozen state.
+    r"""Skips a step whose gradient holds nan or infinity: zero updates, a frozen state.
 
     A zero gradient would still move a parameter by momentum and weight decay, and let moments
-    decay; a step that is left out has not been.
+    decay; a skipped step changes nothing.
 
     Args:
       inner: the whole optimizer, clip included.
-      max_consecutive: how many steps in a row may be left out; the next is taken, nan and all, so
+      max_consecutive: how many steps in a row may be skipped; the next is taken, nan and all, so
         that the failure shows, as `optax.apply_if_finite` has it. None is any number.
-      name: the key in `jaxclip.metrics`, where `clipped` is 1 of a step that is left out.
+      name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
       The transformation.
@@ -130,11 +143,12 @@ def skip_nonfinite(
     """
     inner = optax.with_extra_args_support(inner)
     if max_consecutive is not None:
-        whole_number("max_consecutive", max_consecutive, 0)
+        check_whole_number("max_consecutive", max_consecutive, 0)
 
     def init(params: optax.Params) -> SkipNonfiniteState:
         zero = jnp.zeros((), jnp.int32)
-        return SkipNonfiniteState(inner.init(params), zero, zero, {name: initial(_dtype(params))})
+        seen = {name: initial(_dtype(params))}
+        return _donatable(SkipNonfiniteState(inner.init(params), zero, zero, seen))
 
     def update(
         updates: optax.Updates,
@@ -172,28 +186,32 @@ def skip_on_spike(
     *,
     sigma: float | Array = 6.0,
     window: int = 128,
-    feed: Literal["normal", "raw"] = "normal",
+    feed: Literal["within_limit", "raw"] = "within_limit",
     name: str = "skip_on_spike",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Leaves a step out where the norm or the loss is far beyond those of late.
+    r"""Skips a step whose norm or loss is far beyond those of late.
 
-    $$x_t > \mu + k\,\sigma \quad\text{for}\quad x = \|g\| \text{ or } x = \mathrm{loss}$$
+    $$x_t > \mu + k \max(\sigma,\ \varepsilon \max_i |x_i|)
+    \quad\text{for}\quad x = \|g\| \text{ or } x = \mathrm{loss}$$
 
-    with mean $\mu$ and standard deviation $\sigma$ (unbiased) of the last $N$ accepted steps. A
-    step with nan or infinity is left out as well; nothing else is before there are
-    $\max(2, N/2) - 1$ of them.
+    with mean $\mu$ and standard deviation $\sigma$ (unbiased) of the last $N$ accepted steps, and
+    the machine epsilon $\varepsilon$, so that rounding is no spike. A step with nan or infinity is
+    skipped as well; no other is until $\max(2, N/2) - 1$ steps have been accepted.
 
     Args:
       inner: the whole optimizer, clip included.
       sigma: $k$.
       window: $N$; the state holds twice as many numbers.
-      feed: what the window takes in: with `"normal"` the steps that were taken, so that a lasting
-        change of level beyond the limit stops the training for good; with `"raw"` all that are
-        finite, as OLMo and MaxText have it.
-      name: the key in `jaxclip.metrics`, where `clipped` is 1 of a step that is left out.
+      feed: what the window takes in. With `"within_limit"` these are the steps that were taken and
+        had a gradient other than zero, so that a lasting change of level beyond the limit stops the
+        training for good; with `"raw"` all that are finite, as OLMo and MaxText have it.
+      name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
       The transformation. Its `update` takes the loss as `value=`; without it the norm decides.
+
+    Raises:
+      ValueError: at an update, if `value` is more than one number.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -205,24 +223,19 @@ def skip_on_spike(
       `SkipStepOptimizer` of OLMo-core, `skip_step_on_spikes` of MaxText.
     """
     inner = optax.with_extra_args_support(inner)
-    sigma = checked("sigma", sigma)
-    choice("feed", feed, "normal", "raw")
-    whole_number("window", window, 2)
+    sigma = check_number("sigma", sigma)
+    check_choice("feed", feed, "within_limit", "raw")
+    check_whole_number("window", window, 2)
 
     def init(params: optax.Params) -> SkipOnSpikeState:
         dtype = _dtype(params)
-        return SkipOnSpikeState(
-            inner.init(params),
-            jnp.zeros((), jnp.int32),
-            empty(window, dtype),
-            empty(window, dtype),
-            {name: initial(dtype)},
-        )
+        step, nothing = jnp.zeros((), jnp.int32), empty(window, dtype)
+        seen = {name: initial(dtype)}
+        return _donatable(SkipOnSpikeState(inner.init(params), step, nothing, nothing, seen))
 
     def limit(values: Window) -> Array:
-        mean, deviation = mean_and_deviation(values, ddof=1)
         enough = values.seen + 1 >= max(2, window // 2)
-        return jnp.where(enough, mean + sigma * deviation, jnp.finfo(mean.dtype).max)
+        return jnp.where(enough, _beyond_usual(values, sigma), math.inf)
 
     def update(
         updates: optax.Updates,
@@ -234,14 +247,15 @@ def skip_on_spike(
         norm = global_norm(updates).astype(dtype)
         norm_limit = limit(state.norms)
         # Written so that nan is beyond every limit.
-        fits = norm <= norm_limit
         finite = jnp.isfinite(norm)
-        loss = extra_args.get("value")
+        fits = norm <= norm_limit
+        loss = _scalar(extra_args.get("value"), dtype)
         if loss is not None:
-            loss = jnp.asarray(loss, dtype)
-            fits &= loss <= limit(state.losses)
             finite &= jnp.isfinite(loss)
-        takes_in = fits if feed == "normal" else finite
+            fits &= loss <= limit(state.losses)
+        fits &= finite
+        # What has no gradient says nothing about gradients: from zeros alone all else is a spike.
+        takes_in = fits & (norm > 0) if feed == "within_limit" else finite
         step = state.step + 1
         seen = _observed(state.metrics[name], norm, norm_limit, ~fits, step)
         taken, inner_state = inner.update(updates, state.inner, params, **extra_args)
@@ -258,11 +272,31 @@ def skip_on_spike(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _beyond_usual(window: Window, sigma: float | Array) -> Array:
+    """The mean of the values and some standard deviations, of which rounding is one at least."""
+    mean, deviation = mean_and_deviation(window, ddof=1)
+    info = jnp.finfo(mean.dtype)
+    rounding = info.eps * jnp.max(jnp.abs(window.values)) + info.tiny
+    return mean + jnp.asarray(sigma, mean.dtype) * jnp.maximum(deviation, rounding)
+
+
+def _scalar(loss: Any, dtype: jnp.dtype) -> Array | None:
+    if loss is None:
+        return None
+    loss = jnp.asarray(loss)
+    if loss.size != 1 or jnp.iscomplexobj(loss):
+        raise ValueError(
+            f"`value` is an array of shape {loss.shape} and dtype {loss.dtype}, but it is the loss "
+            "of the step: give one real number, such as the mean over the batch."
+        )
+    return loss.reshape(()).astype(dtype)
+
+
 def _observed(
     before: ClipMetrics, norm: Array, limit: Array, skip: Array, step: Int[Array, ""]
 ) -> ClipMetrics:
     kept = jnp.where(skip, 0, norm)
-    return observed(before, [norm, kept, limit], skip.astype(jnp.float32), step)
+    return observe(before, [norm, kept, limit], skip.astype(jnp.float32), step)
 
 
 def _unless(skip: Array, updates: optax.Updates) -> optax.Updates:
@@ -272,13 +306,14 @@ def _unless(skip: Array, updates: optax.Updates) -> optax.Updates:
     )
 
 
+def _donatable(state: Any) -> Any:
+    """The state with an array of its own in every place, as two of one cannot be donated."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True) if isinstance(x, jax.Array) else x, state)
+
+
 def _frozen(skip: Array, before: Any, after: Any) -> Any:
     return jax.tree.map(lambda old, new: jnp.where(skip, old, new), before, after)
 
 
 def _dtype(params: optax.Params) -> jnp.dtype:
     return jax.eval_shape(global_norm, params).dtype
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

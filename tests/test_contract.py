@@ -80,6 +80,8 @@ def test_contract_nonfinite_cannot_hide_and_teaches_nothing(case, nonfinite):
             case.blocks, moved if case.blocks == "whole" else moved["conv"]["bias"]
         )
         expected = 0.0 if nonfinite == "zero" else np.nan
+        if nonfinite == "zero" and case.blocks == "params":  # the update is zero, not the parameter
+            expected = float(PARAMS["conv"]["bias"][1])
         for x in jax.tree.leaves(hit):
             np.testing.assert_array_equal(x, np.full(x.shape, expected, x.dtype))
         if nonfinite == "zero":
@@ -263,6 +265,141 @@ def test_contract_inside_a_map_over_devices(case):
         chex.assert_trees_all_equal_shapes_and_dtypes(out, gradients)
     out = jax.eval_shape(jax.pmap(lambda g: tx.update(g, tx.init(PARAMS), PARAMS)[0]), gradients)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, gradients)
+
+
+EXTREMES = (3e19, 1e38, 3e38, np.nan, np.inf, 0.0, 1e-38, 1e-40)
+
+
+@functools.cache
+def train() -> tuple[list[float], dict]:
+    """Ordinary gradients, with a train of extreme ones at first, in the warm-up, and late."""
+    sizes = [*EXTREMES, *[1.0] * 6, *EXTREMES, *[1.0] * 30, *EXTREMES, *[1.0] * 100]
+
+    def gradient(seed, size):
+        ordinary = tree(seed=seed)
+        if size < 1:
+            return jax.tree.map(lambda x: jnp.full_like(x, size), ordinary)
+        if size != 1:
+            ordinary["conv"]["bias"] = ordinary["conv"]["bias"].at[1].set(size)
+        return ordinary
+
+    return sizes, jax.tree.map(_stack, *[gradient(*one) for one in enumerate(sizes)])
+
+
+def trained(case: Case):
+    tx = case.make()
+
+    @jax.jit
+    def run(gradients, params):
+        def one(state, gradient):
+            out, state = tx.update(gradient, state, params)
+            return state, (out, jaxclip.metrics(state))
+
+        return jax.lax.scan(one, tx.init(params), gradients)
+
+    return run
+
+
+@METHOD
+def test_contract_through_a_train_of_extremes(case):
+    """Each step has the outcome of the table, and all is as before when the extremes are over."""
+    sizes, gradients = train()
+    run = trained(case)
+    state, (outs, metrics) = run(gradients, PARAMS)
+    for k, size in enumerate(sizes):
+        out = jax.tree.map(lambda x, k=k: np.asarray(x[k]), outs)
+        where = f"step {k}, {size}"
+        if not np.isfinite(size):
+            assert not np.isfinite(out["conv"]["bias"][1]), where
+            continue
+        if size == 3e38 and case.method is jaxclip.clip_weights_by_fan_in:
+            continue  # twice that is beyond float32
+        chex.assert_tree_all_finite(out)
+        if case.blocks == "params" or case.limit is None:
+            continue
+        norms = true_norms(case.blocks, out)
+        assert np.all(norms <= case.limit * (1 + 4 * np.finfo(np.float32).eps)), where
+        if size > 1:  # clipped to the limit, not to zero
+            assert np.max(norms) >= case.limit * (1 - 1e-5), where
+        if size == 0 and case.method is not jaxclip.u_clip:  # which has carried the spike on
+            assert not any(np.any(x) for x in jax.tree.leaves(out)), where
+    assert not any(np.isnan(x).any() for x in jax.tree.leaves(state))
+    for name, seen in metrics.items():
+        assert int(seen.nonfinite[-1]) == np.sum(~np.isfinite(sizes)), name
+    if case.recovers:
+        last = jax.tree.map(lambda x: np.asarray(x[-5:]), outs)
+        assert all(
+            np.all(np.max(np.abs(x).reshape(5, -1), 1) > 1e-3) for x in jax.tree.leaves(last)
+        )
+
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    specs = {
+        "conv": {"kernel": P(None, None, "data", "model"), "bias": P(None, "model")},
+        "temperature": P(),
+    }
+    layout = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+    on_devices = run(
+        jax.device_put(gradients, layout), jax.device_put(PARAMS, NamedSharding(mesh, P()))
+    )
+    for one, eight in zip(
+        jax.tree.leaves((outs, metrics)), jax.tree.leaves(on_devices[1]), strict=True
+    ):
+        np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-6)
+
+
+@METHOD
+def test_contract_the_fields_of_a_state_can_be_donated(case):
+    """No two of them are one array, of `init` or of an update, also inside of other states."""
+    tx = case.make()
+    inside = [optax.MultiSteps(tx, 2), optax.apply_if_finite(tx, 2), jaxclip.skip_nonfinite(tx)]
+    state = tx.init(PARAMS)
+    states = [state, tx.update(tree(), state, PARAMS)[1], *[t.init(PARAMS) for t in inside]]
+    for one in states:
+        buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(one) if x.size]
+        assert len(set(buffers)) == len(buffers)
+
+
+@METHOD
+def test_contract_more_entries_than_an_int32_counts(case):
+    """By shapes alone: 10^12 entries in one array, and 3 10^9 in a vector."""
+    params = {
+        "kernel": jax.ShapeDtypeStruct((10**6, 10**6), jnp.bfloat16),
+        "bias": jax.ShapeDtypeStruct((3 * 10**9,), jnp.float32),
+    }
+    tx = case.make()
+    state = jax.eval_shape(tx.init, params)
+    out, after = jax.eval_shape(tx.update, params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
+@METHOD
+def test_contract_hyperparameters_do_not_change_the_dtype_of_a_state(case):
+    with jax.enable_x64(True):
+        wide = {k: jnp.float64(v) for k, v in case.args.items() if isinstance(v, float)}
+        tx = case.make(**wide)
+        params = tree(seed=1)
+        state = jax.eval_shape(tx.init, params)
+        _, after = jax.eval_shape(tx.update, params, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+        assert all(x.dtype != jnp.float64 for x in jax.tree.leaves(after))
+
+
+@METHOD
+def test_contract_symbolic_shapes_can_be_exported(case):
+    if not case.scalar_collectives:
+        pytest.skip("a decomposition wants shapes that are numbers")
+    m, n = jax.export.symbolic_shape("m, n")
+    shapes = {"kernel": (m, n), "bias": (n,)}
+    params = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
+    tx = case.make()
+
+    def update(gradient, params):
+        return tx.update(gradient, tx.init(params), params)[0]
+
+    exported = jax.export.export(jax.jit(update))(params, params)
+    concrete = {"kernel": jnp.ones((2, 3)), "bias": jnp.full(3, 2.0)}
+    close(exported.call(concrete, concrete), update(concrete, concrete))
 
 
 def _stack(*arrays):

@@ -1,8 +1,10 @@
 """`clip` itself: its options, its errors, and every measure with every threshold and shrink."""
 
+import functools
 import itertools
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,13 +165,162 @@ def test_core_zero_gradient_and_zero_limit():
     np.testing.assert_array_equal(slope(zeros), ones)
 
 
-def test_core_extreme_gradients_are_clipped_to_the_limit():
-    tx = jaxclip.clip_by_global_norm(1.0)
-    for size, limit in ((1e25, 1.0), (1e34, 1.0), (1e-25, 1e-30), (1e-34, 1e-36)):
-        tx = jaxclip.clip_by_global_norm(limit)
-        gradient = jnp.full(100, size)
-        out, _ = tx.update(gradient, tx.init(gradient))
-        np.testing.assert_allclose(np.linalg.norm(np.asarray(out, np.float64)), limit, rtol=1e-5)
+@pytest.mark.parametrize("shrink", SHRINKS, ids=lambda shrink: getattr(shrink, "__name__", None))
+def test_core_extreme_gradients_are_clipped_to_the_limit(shrink):
+    """Also where the factor is out of range of float32: a limit of 1e-30, a norm of 3e38."""
+
+    @jax.jit
+    def clipped(gradient, limit):
+        tx = jaxclip.clip(measures.whole(), limit, shrink)
+        return tx.update(gradient, tx.init(gradient))[0]
+
+    sizes = (3e38, 1e38, 1e25, 1.0, 1e-25, 1e-34)
+    for size, limit in itertools.product(sizes, (1e25, 1.0, 1e-3, 1e-30, 1e-36)):
+        gradient = jnp.array([size, size / 10, -size / 10], jnp.float32)
+        out = np.asarray(clipped(gradient, limit), np.float64)
+        norm = np.linalg.norm(out)
+        assert np.isfinite(norm) and norm <= limit * (1 + 1e-6)
+        if shrink is SHRINKS[-1] and size <= 1:  # psac does not normalize what is smaller than r
+            continue
+        if size > limit * 1e5 and shrink is not shrinks.drop:
+            np.testing.assert_allclose(norm, limit, rtol=2e-5)
+            np.testing.assert_allclose(out / norm, np.array([10, 1, -1]) / 102**0.5, rtol=1e-5)
+        if size < limit / 1e5 and shrink in (shrinks.hard, shrinks.drop):
+            assert same_bits(out, np.asarray(gradient, np.float64))
+
+
+@functools.cache
+def _clipped_alone(dtype):
+    """Every value as a gradient of its own, by a global norm; and by value."""
+
+    @jax.jit
+    def run(values, limit):
+        by_value = jaxclip.clip_by_value(limit)
+        whole = jaxclip.clip_by_global_norm(limit)
+        return (
+            jax.vmap(lambda x: whole.update(x, whole.init(x))[0])(values),
+            by_value.update(values, by_value.init(values))[0],
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float8_e4m3b11fnuz]
+)
+def test_core_every_value_of_the_small_dtypes(dtype):
+    """All 256 or 65,536 of them, against a set of limits, in float64."""
+    bits = jnp.finfo(dtype).bits
+    unsigned = np.dtype(f"uint{bits}")
+    values = jnp.asarray(np.arange(2**bits, dtype=unsigned).view(dtype))
+    with np.errstate(invalid="ignore"):  # signaling nans
+        exact = np.asarray(values).astype(np.float64)
+    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).smallest_subnormal)
+    for limit in (0.0, 1e-30, 6e-8, 1e-3, 1.0, 300.0, 1e30, np.inf):
+        for outs in _clipped_alone(dtype)(values, jnp.float32(limit)):
+            outs = np.asarray(outs)
+            with np.errstate(invalid="ignore"):
+                out = outs.astype(np.float64)
+            bad = ~np.isfinite(exact)
+            assert np.isnan(out[bad]).all()
+            within = ~bad & (np.abs(exact) <= np.float32(limit))
+            raw = np.asarray(values).view(unsigned)
+            np.testing.assert_array_equal(outs.view(unsigned)[within], raw[within])
+            beyond = ~bad & ~within
+            sizes = np.abs(out[beyond])
+            assert np.all(sizes <= limit * (1 + 4 * eps) + tiny)
+            assert np.all(sizes >= limit * (1 - 4 * eps) - max(tiny, 1.2e-38))
+            assert np.all(np.sign(out[beyond]) * np.sign(exact[beyond]) >= 0)
+
+
+def test_core_a_traced_limit_of_nan_is_a_gradient_that_is_not_finite():
+    gradient = jnp.array([3.0, 4.0])
+    for shrink in SHRINKS:
+        for nonfinite, expected in (("propagate", np.nan), ("zero", 0.0)):
+            tx = jaxclip.clip(measures.whole(), jnp.float32(np.nan), shrink, nonfinite=nonfinite)
+            out, state = tx.update(gradient, tx.init(gradient))
+            np.testing.assert_array_equal(out, [expected] * 2)
+            assert int(jaxclip.metrics(state)["clip"].nonfinite) == 1
+
+
+def test_core_only_zero_is_zero_at_a_limit_of_zero():
+    """Subnormal numbers, which arithmetic flushes, are not the zero that is left as it is."""
+    gradient = jnp.array([1e-40, -3e-45, 0.0], jnp.float32)
+    for tx in (
+        jaxclip.clip_by_global_norm(0.0),
+        jaxclip.clip_by_leaf_norm(0.0),
+        jaxclip.clip_by_value(0.0),
+    ):
+        assert not np.any(np.asarray(tx.update(gradient, tx.init(gradient))[0]))
+        assert same_bits(tx.update(-0 * gradient, tx.init(gradient))[0], -0 * gradient)
+
+
+def test_core_a_tree_of_limits_may_be_callable():
+    """As an Equinox module is: it is no schedule for being so."""
+    layer = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    limits = eqx.tree_at(lambda m: (m.weight, m.bias), layer, (0.5, 0.25))
+    tx = jaxclip.clip_by_leaf_norm(limits)
+    gradient = jax.tree.map(lambda x: 100 * jnp.ones_like(x), layer)
+    out, _ = tx.update(gradient, tx.init(layer))
+    np.testing.assert_allclose(np.linalg.norm(out.weight), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(out.bias), 0.25, rtol=1e-6)
+    schedule = jax.tree_util.Partial(lambda step: jnp.float32(0.5))
+    assert (
+        float(jaxclip.metrics(_after(jaxclip.clip_by_global_norm(schedule)))["clip"].limit) == 0.5
+    )
+
+
+def _after(tx):
+    gradient = jnp.array([3.0, 4.0])
+    return tx.update(gradient, tx.init(gradient))[1]
+
+
+def test_core_an_update_of_none_where_init_had_an_array():
+    """What has no gradient at a step keeps what is remembered of it."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    for tx in (
+        jaxclip.clip_by_leaf_norm(0.5),
+        jaxclip.clip_by_norm_ratio(1.5),
+        jaxclip.adagc(),
+        jaxclip.spam_clip(warmup=1),
+        jaxclip.clip_by_value(0.5),
+        jaxclip.u_clip(0.5),
+    ):
+        _, state = tx.update(params, tx.init(params), params)
+        out, after = tx.update({"a": params["a"], "b": None}, state, params)
+        assert out["b"] is None and out["a"].shape == (2,)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        tx.update(params, after, params)
+
+
+def test_core_errors_say_what_to_do():
+    gradient = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with pytest.raises(TypeError, match=r"makes a measure\. Call it: `measures\.whole"):
+        jaxclip.clip(measures.whole, 1.0)
+    with pytest.raises(TypeError, match=r"`shrink` is 'smooth'.*`shrinks.smooth`"):
+        jaxclip.clip(measures.whole(), 1.0, "smooth")
+    with pytest.raises(TypeError, match=r"no argument `max_norm`.*\(limit, "):
+        jaxclip.clip_by_global_norm(max_norm=1.0)
+    with pytest.raises(TypeError, match=r"None.*math\.inf"):
+        jaxclip.clip_by_global_norm(None)
+    with pytest.raises(TypeError, match=r"`state = tx.init\(params\)`"):
+        jaxclip.clip_by_global_norm(1.0).update(gradient, ())
+    with pytest.raises(ValueError, match=r"from 0 to 1|0 to 1.*Did you mean 0\.9"):
+        jaxclip.clip_by_quantile(90.0)
+    with pytest.raises(ValueError, match=r"0 to 100.*give 10"):
+        jaxclip.autoclip(0.1)
+    with pytest.raises(ValueError, match="`initial` is 0"):
+        jaxclip.clip_by_quantile(initial=0)
+    for tx in (jaxclip.clip_by_norm_ratio(1.5), jaxclip.adagc(), jaxclip.limit_norm_growth()):
+        with pytest.raises(ValueError, match=r"lack \['b'\]"):
+            tx.update({"a": gradient["a"]}, tx.init(gradient))
+        with pytest.raises(ValueError, match=r"have \['c'\]"):
+            tx.update({**gradient, "c": jnp.ones(2)}, tx.init(gradient))
+
+
+def test_core_the_norm_that_was_measured_may_be_an_integer():
+    gradient = jnp.array([3.0, 4.0])
+    np.testing.assert_allclose(jaxclip.scale_to_norm(gradient, 5, 1.5), [0.9, 1.2], rtol=1e-6)
 
 
 def test_core_the_two_halves_are_the_whole():

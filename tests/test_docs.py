@@ -64,12 +64,63 @@ def test_docs_the_table_of_methods_is_that_of_the_code():
     assert (ROOT / "docs" / "methods.md").read_text() == space["page"]()
 
 
-def test_docs_every_public_method_has_a_row_a_source_and_a_line_in_the_contract():
-    table = (ROOT / "docs" / "methods.md").read_text()
+def rows():
+    """The rows of the table of methods, by the method."""
+    table = (ROOT / "docs" / "methods.md").read_text().splitlines()
+    cells = [line.strip("| ").split(" | ") for line in table if line.startswith("| `")]
+    columns = ("measure", "threshold", "shrink", "state", "source", "test")
+    return {name.strip("`"): dict(zip(columns, row, strict=True)) for name, *row in cells}
+
+
+def test_docs_every_public_method_has_a_row_and_a_line_in_the_contract():
     contract = {case.name for case in METHODS}
     public = {name for name in jaxclip.named() if hasattr(jaxclip, name)}
-    assert public == contract == set(jaxclip.named())
-    for name in public:
-        assert f"| `{name}` |" in table
-        row = next(line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
-        assert "the contract alone" not in row, row
+    assert public == contract == set(jaxclip.named()) == set(rows())
+
+
+@pytest.mark.parametrize("name", jaxclip.named())
+def test_docs_a_row_of_the_table_is_true(name):
+    row, method = rows()[name], inspect.unwrap(jaxclip.named()[name])
+    for column in ("measure", "threshold", "shrink"):
+        module = getattr(jaxclip, f"{column}s")
+        for part in row[column].split(", "):
+            assert callable(getattr(module, part, None)) or part in ("given", "1"), part
+    # A given limit has an argument, and what has another threshold has none.
+    arguments = inspect.signature(method).parameters
+    given = any(argument in arguments for argument in ("limit", "limits", "norm", "scale"))
+    assert (row["threshold"] == "given") == given
+    assert row["source"] in " ".join((inspect.getdoc(method) or "").split()) + " jaxclip"
+    # The test names the method itself, or in a table of its module that it uses.
+    [source] = [
+        file.read_text()
+        for file in sorted((ROOT / "tests").rglob("test_*.py"))
+        if f"\ndef {row['test'].strip('`')}(" in file.read_text()
+    ]
+    assert re.search(rf"\bjaxclip\.{name}\b", source)
+
+
+def test_docs_tests_are_credited_with_their_own_decorators(tmp_path):
+    space = runpy.run_path(str(ROOT / "docs" / "table.py"))
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        """
+TABLE = {"value": jaxclip.clip_by_value}
+
+def test_first():
+    jaxclip.clip_by_leaf_norm(1.0)
+
+@pytest.mark.parametrize("method", [jaxclip.zclip])
+def test_second(method):
+    method()
+
+@pytest.mark.parametrize("key", TABLE)
+def test_third(key):
+    TABLE[key](1.0)
+"""
+    )
+    space["tests_of_methods"].__wrapped__.__globals__["TESTS"] = tmp_path
+    assert space["tests_of_methods"]() == {
+        "test_first": {"clip_by_leaf_norm"},
+        "test_second": {"zclip"},
+        "test_third": {"clip_by_value"},
+    }

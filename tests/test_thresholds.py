@@ -89,7 +89,7 @@ def test_thresholds_vmap_over_their_numbers():
         (lambda: thresholds.lowest(), ValueError, "no limits"),
         (lambda: thresholds.relative("1"), TypeError, "`ratio` is '1'"),
         (lambda: jaxclip.autoclip(101.0), ValueError, "`percentile` is 101.0.*0 to 100"),
-        (lambda: jaxclip.adagc(feed="normal"), ValueError, "'clipped', 'raw'"),
+        (lambda: jaxclip.adagc(feed="within_limit"), ValueError, "'clipped', 'raw'"),
         (lambda: jaxclip.clip_singular_values(1.0, method="qr"), ValueError, "'svd'"),
         (
             lambda: jaxclip.clip_singular_values(1.0, method="newton_schulz", shrink=jnp.add),
@@ -126,3 +126,33 @@ def test_thresholds_autoclip_keeps_its_window_in_order():
         _, state = update(norm, state, None)
         held = np.sort(norms[max(0, k - 7) : k + 1])
         np.testing.assert_array_equal(state.ordered[: len(held)], held)
+
+
+def test_thresholds_begin_with_the_first_positive_norm():
+    """Zeros at first, as a LoRA factor has them, set no limit; nor do a thousand of them later."""
+    memories = {
+        "zclip(warmup=0)": thresholds.zscore(warmup=0),
+        "zclip(warmup=1)": thresholds.zscore(warmup=1),
+        "spam_clip(warmup=0)": thresholds.averages.second_moment(5.0, warmup=0),
+        "ema": thresholds.ema(1.5, decay=0.9),
+        "smallest": thresholds.ema(1.5, decay=0.9, warmup=3, start="smallest"),
+        "previous": thresholds.previous(1.01),
+    }
+    for name, memory in memories.items():
+        tx = jaxclip.clip(measures.per_leaf(), memory)
+
+        @jax.jit
+        def run(norms, tx=tx):
+            def step(state, norm):
+                out, state = tx.update(norm, state)
+                return state, out
+
+            return jax.lax.scan(step, tx.init(norms[0]), norms)[1]
+
+        outs = run(jnp.array([0.0, 0.0, 2.0, 2.0, 1.0], jnp.float32))
+        np.testing.assert_allclose(outs, [0, 0, 2, 2, 1], rtol=1e-6, err_msg=name)
+    tracker = jaxclip.clip_by_quantile()
+    state, zero = tracker.init(jnp.zeros(())), jnp.zeros(())
+    state = jax.lax.fori_loop(0, 1000, lambda _, s: tracker.update(zero, s)[1], state)
+    state = jax.lax.fori_loop(0, 1000, lambda _, s: tracker.update(zero + 1, s)[1], state)
+    assert float(jaxclip.metrics(state)["clip"].limit) > 0.5

@@ -1,5 +1,6 @@
 """Projections of the parameters."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -58,3 +59,15 @@ def test_weights_in_half_precision(dtype):
     out, _ = tx.update(jnp.full(50, 0.11, dtype), tx.init(params), params)
     ulps = 1 + 4 * float(jnp.finfo(dtype).eps)
     assert np.max(np.abs(np.asarray(optax.apply_updates(params, out), np.float64))) <= 0.3 * ulps
+
+
+@pytest.mark.parametrize("method", [jaxclip.clip_weights, jaxclip.clip_weights_by_fan_in])
+def test_weights_what_is_no_number_becomes_an_update_of_nan_or_zero(method):
+    params = {"kernel": jnp.full((4, 2), 0.25)}
+    update = {"kernel": jnp.full((4, 2), 0.125).at[1, 1].set(jnp.nan).at[2, 0].set(-jnp.inf)}
+    bad = ~np.isfinite(update["kernel"])
+    for nonfinite, wanted in (("propagate", np.nan), ("zero", 0.0)):
+        tx = method(1.0, nonfinite=nonfinite)
+        out, state = jax.jit(tx.update)(update, tx.init(params), params)
+        np.testing.assert_array_equal(out["kernel"], np.where(bad, wanted, update["kernel"]))
+        assert int(jaxclip.metrics(state)["clip"].nonfinite) == 1

@@ -27,7 +27,7 @@ CLIPS: dict[str, Clip] = {
     "clip_by_value": lambda limit: jaxclip.clip_by_value(limit, nonfinite="zero"),
     "autoclip": lambda limit: jaxclip.autoclip(50.0, nonfinite="zero"),
     "clip_by_quantile": lambda limit: jaxclip.clip_by_quantile(nonfinite="zero"),
-    "zclip": lambda limit: jaxclip.zclip(max_norm=None, nonfinite="zero"),
+    "zclip": lambda limit: jaxclip.zclip(limit=None, nonfinite="zero"),
     "clip_by_history": lambda limit: jaxclip.clip_by_history(nonfinite="zero"),
     "drop_spikes": lambda limit: jaxclip.drop_spikes(nonfinite="zero"),
 }

@@ -1,27 +1,25 @@
 """Methods whose limit follows an average of the norms."""
 
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from .. import measures, shrinks, thresholds
-from ..core import ClipOptions, NonfiniteOptions, clip
-from ..thresholds import Feed, Limitable, choice
+from ..core import ClipOptions, NonfiniteOptions, clip, global_norm
+from ..thresholds import Feed, LimitLike, Now, Number, Threshold, as_threshold, check_choice
 from ..thresholds.averages import second_moment
-from .named import method
-
-Number = float | Array
+from .named import named_method
 
 
-@method("rule", "feed", "max_norm")
+@named_method("rule", "feed", "limit")
 def zclip(
     z: Number = 2.5,
     *,
     decay: Number = 0.97,
     warmup: int = 25,
-    max_norm: Limitable | None = 1.0,
+    limit: LimitLike | None = 1.0,
     rule: Literal["adaptive", "mean", "cap"] = "adaptive",
     factor: Number = 1.0,
     feed: Feed = "clipped",
@@ -37,14 +35,14 @@ def zclip(
     Args:
       z: the number of standard deviations beyond which a norm is an outlier.
       decay: of the moving moments, from 0 to 1.
-      warmup: the number of norms that the first moments are taken of; until then `max_norm` alone
-        is the limit.
-      max_norm: a limit at all times; None for none.
+      warmup: the number of norms that the first moments are taken of; until then `limit`
+        alone is the limit.
+      limit: a limit at all times; None for none.
       rule: `"adaptive"` as above; `"mean"` clips outliers to $\mu$, `"cap"` to $\mu + z\sigma$.
       factor: what the adaptive limit is multiplied by.
       feed: what enters the moments: the `"clipped"` norm, as the authors have it, which never
-        follows a lasting change of level; the `"raw"` norm, which does; or `"normal"`, none but
-        those of norms that are no outliers (their `skip_update_on_spike`).
+        follows a lasting change of level; the `"raw"` norm, which does; or, with `"within_limit"`,
+        only norms that are no outliers (their `skip_update_on_spike`).
       **options: `shrink`, `nonfinite` and `name`, as in `clip`.
 
     Returns:
@@ -58,19 +56,18 @@ def zclip(
       Kumar, Owen, Roy Chowdhury, Güra 2025, arXiv 2504.02507; PyPI `zclip`, whose moments one nan
       makes nan for ever, where here it is not taken in.
     """
-    limit = thresholds.zscore(z, decay=decay, warmup=warmup, rule=rule, factor=factor, feed=feed)
-    if max_norm is not None:
-        limit = thresholds.lowest(limit, max_norm)
-    return clip(measures.whole(), limit, **options)
+    own = thresholds.zscore(z, decay=decay, warmup=warmup, rule=rule, factor=factor, feed=feed)
+    lowest = own if limit is None else thresholds.lowest(own, limit)
+    return clip(measures.whole(), lowest, **options)
 
 
-@method("feed")
+@named_method("feed")
 def adagc(
     ratio: Number = 1.05,
     *,
     decay: Number = 0.98,
     warmup: int = 100,
-    warmup_limit: Limitable = 1.0,
+    warmup_limit: LimitLike = 1.0,
     feed: Literal["clipped", "raw"] = "clipped",
     **options: Unpack[NonfiniteOptions],
 ) -> optax.GradientTransformationExtraArgs:
@@ -87,26 +84,25 @@ def adagc(
       decay: $\beta$, from 0 to 1.
       warmup: $T$; the warm-up is of $T - 1$ steps.
       warmup_limit: of the global norm in the warm-up.
-      feed: what enters $\gamma$. `"clipped"` is the paper: an array whose gradient is zero once in
-        the warm-up, as that of an idle expert is, stays zero for ever, and a lasting change of
-        level takes many hundreds of steps to be followed. With `"raw"` $\gamma$ is the mean norm of
-        the warm-up, and takes in $\|g_l\|$ then; neither happens.
+      feed: what enters $\gamma$. `"clipped"` is the paper: a lasting change of level takes many
+        hundreds of steps to be followed. With `"raw"` $\gamma$ is the mean norm of the warm-up, and
+        takes in $\|g_l\|$ then, which follows within a few half-lives.
       **options: `nonfinite` and `name`, as in `clip`.
 
     Returns:
-      The transformation; its state holds a number and a counter for every array. `metrics` calls
-      the clip of the warm-up `NAME_warmup`.
+      The transformation; its state holds a number and a counter for every array. Its `update` takes
+      the global norm as `grad_norm=` where the caller has it already.
 
     Example:
       >>> import optax
       >>> tx = optax.chain(adagc(), optax.adamw(1e-3))
 
     Source:
-      Wang et al. 2025, arXiv 2502.11034.
+      Wang et al. 2025, arXiv 2502.11034, where one gradient of zero in the warm-up, such as that of
+      an idle expert, or one spike, freezes the array for ever. Here a $\|u_l\|$ that is a thousand
+      times smaller than that of the neighboring steps is left out of the smallest.
     """
-    choice("feed", feed, "clipped", "raw")
-    warming_up = {**options, "name": options.get("name", "clip") + "_warmup"}
-    whole = thresholds.warmup_then(warmup - 1, warmup_limit, jnp.inf)
+    check_choice("feed", feed, "clipped", "raw")
     own = thresholds.ema(
         ratio,
         decay=decay,
@@ -114,12 +110,34 @@ def adagc(
         start="smallest" if feed == "clipped" else "mean",
         feed=feed,
     )
-    return optax.chain(
-        clip(measures.whole(), whole, **warming_up), clip(measures.per_leaf(), own, **options)
-    )
+    warming_up = thresholds.warmup_then(warmup - 1, _share_of_whole(warmup_limit), jnp.inf)
+    inner = clip(measures.per_leaf(), thresholds.cascade(warming_up, own), **options)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        if extra_args.get("grad_norm") is None:
+            extra_args["grad_norm"] = global_norm(updates)
+        return inner.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-@method("feed")
+def _share_of_whole(limit: LimitLike) -> Threshold:
+    r"""What a limit $\tau$ of the global norm leaves to a block: $n_l\,\tau / \|g\|$ beyond it."""
+    whole = as_threshold(limit, name="warmup_limit")
+
+    def update(norm: Array, state: Any, now: Now) -> tuple[Array, Any]:
+        total = jnp.asarray(now.extra_args["grad_norm"], norm.dtype)
+        limit, state = whole.update(total, state, now)
+        limit = jnp.maximum(jnp.asarray(limit, norm.dtype), 0)
+        own = jnp.where(total <= limit, jnp.inf, limit * (norm / jnp.where(total > 0, total, 1)))
+        return jnp.where(jnp.isfinite(total), own, jnp.nan), state
+
+    return Threshold(whole.init, update, whole.reads_params)
+
+
+@named_method("feed")
 def clip_by_norm_ratio(
     ratio: Number,
     *,
@@ -149,11 +167,11 @@ def clip_by_norm_ratio(
     Source:
       `max_grad_norm_ratio` of OLMo.
     """
-    choice("feed", feed, "clipped", "raw")
+    check_choice("feed", feed, "clipped", "raw")
     return clip(measures.per_leaf(), thresholds.ema(ratio, decay=decay, feed=feed), **options)
 
 
-@method("feed")
+@named_method("feed")
 def spam_clip(
     ratio: Number = 5000.0,
     *,
@@ -171,26 +189,26 @@ def spam_clip(
       ratio: $\theta$.
       decay: $\beta$, that of the second moment of the Adam that follows.
       warmup: the first step that has a limit.
-      feed: what enters $v$. With the `"clipped"` entries of the paper one that is zero through the
-        warm-up stays zero until the moments are reset, which is the optimizer's affair; with the
-        `"raw"` ones it comes back at once.
+      feed: what enters $v$: the `"clipped"` entries, as the authors have it, or the `"raw"` ones,
+        which follow a lasting change of level.
       **options: `nonfinite` and `name`, as in `clip`.
 
     Returns:
-      The transformation; its state is as large as the parameters, and a counter for every entry.
+      The transformation; its state is as large as the parameters.
 
     Example:
       >>> import optax
       >>> tx = optax.chain(spam_clip(), optax.adam(1e-3))
 
     Source:
-      Huang et al. 2025, arXiv 2501.06842, where $v$ is Adam's own.
+      Huang et al. 2025, arXiv 2501.06842, where $v$ is Adam's own, and an entry that is zero all
+      through the warm-up stays zero; here it has no limit until it has been something.
     """
     limit = second_moment(ratio, decay=decay, warmup=warmup, feed=feed)
     return clip(measures.per_entry(), limit, **options)
 
 
-@method("feed")
+@named_method("feed")
 def limit_norm_growth(
     growth: Number = 1.01,
     *,
@@ -220,7 +238,7 @@ def limit_norm_growth(
     return clip(measures.per_leaf(), thresholds.previous(growth, feed=feed), **options)
 
 
-@method("feed")
+@named_method("feed")
 def drop_spikes(
     factor: Number = 4.0,
     *,
@@ -239,7 +257,8 @@ def drop_spikes(
       factor: $k$.
       decay: $\beta$, from 0 to 1.
       feed: what enters $\gamma$ of a spike: at most the limit, with `"clipped"`, so that a lasting
-        change of level is accepted in time; all of it, with `"raw"`; nothing, with `"normal"`.
+        change of level is accepted in time; all of it, with `"raw"`; nothing, with
+        `"within_limit"`.
       **options: `nonfinite` and `name`, as in `clip`.
 
     Returns:

@@ -6,15 +6,15 @@ import optax
 from jaxtyping import PyTree
 
 from ..core import NonfiniteOptions
-from ..thresholds import Limitable
+from ..thresholds import LimitLike
 from ..wrappers import with_error_feedback
-from .named import method
+from .named import named_method
 from .value import clip_by_value
 
 
-@method()
+@named_method()
 def u_clip(
-    limit: PyTree[Limitable | None], **options: Unpack[NonfiniteOptions]
+    limit: PyTree[LimitLike | None], **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every entry, and adds what was clipped away to the next gradient.
 

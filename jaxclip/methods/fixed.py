@@ -9,13 +9,13 @@ from jaxtyping import PyTree
 
 from .. import measures, norms, shrinks
 from ..core import ClipOptions, NonfiniteOptions, clip
-from ..thresholds import Limitable, checked
-from .named import method
+from ..thresholds import LimitLike, check_number
+from .named import named_method
 
 
-@method("ord")
+@named_method("ord")
 def clip_by_global_norm(
-    limit: Limitable, *, ord: float = 2, eps: float = 0.0, **options: Unpack[NonfiniteOptions]
+    limit: LimitLike, *, ord: float = 2, eps: float = 0.0, **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales the whole gradient down to the limit, where its norm is beyond it.
 
@@ -40,13 +40,13 @@ def clip_by_global_norm(
     Source:
       Pascanu, Mikolov, Bengio 2012, arXiv 1211.5063.
     """
-    shrink = partial(shrinks.hard, eps=checked("eps", eps))
+    shrink = partial(shrinks.hard, eps=check_number("eps", eps))
     return clip(measures.whole(norms.lp(ord)), limit, shrink, **options)
 
 
-@method("ord")
+@named_method("ord")
 def clip_by_leaf_norm(
-    limit: PyTree[Limitable | None], *, ord: float = 2, **options: Unpack[ClipOptions]
+    limit: PyTree[LimitLike | None], *, ord: float = 2, **options: Unpack[ClipOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales every array of the gradient down to the limit, where its norm is beyond it.
 
@@ -73,10 +73,10 @@ def clip_by_leaf_norm(
     return clip(measures.per_leaf(norms.lp(ord)), limit, **options)
 
 
-@method("ord")
+@named_method("ord")
 def clip_by_group_norm(
     labels: PyTree[Hashable] | Callable,
-    limits: Mapping[Any, Limitable | None],
+    limits: Mapping[Any, LimitLike | None],
     *,
     ord: float = 2,
     **options: Unpack[ClipOptions],
@@ -108,9 +108,9 @@ def clip_by_group_norm(
     return clip(measures.per_group(labels, norms.lp(ord)), dict(limits), **options)
 
 
-@method("axes", "ord")
+@named_method("axes", "ord")
 def clip_by_unit_norm(
-    limit: PyTree[Limitable | None],
+    limit: PyTree[LimitLike | None],
     *,
     axes: measures.Axes | None = -1,
     ord: float = 2,
@@ -142,9 +142,9 @@ def clip_by_unit_norm(
     return clip(measures.per_unit(axes, norms.lp(ord)), limit, **options)
 
 
-@method()
+@named_method()
 def clip_by_block_rms(
-    limit: PyTree[Limitable | None], **options: Unpack[ClipOptions]
+    limit: PyTree[LimitLike | None], **options: Unpack[ClipOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales every array down to the limit, where its root mean square is beyond it.
 
@@ -170,9 +170,9 @@ def clip_by_block_rms(
     return clip(measures.per_leaf(norms.rms), limit, **options)
 
 
-@method()
+@named_method()
 def normalize_by_global_norm(
-    norm: Limitable = 1.0, **options: Unpack[NonfiniteOptions]
+    norm: LimitLike = 1.0, **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales the whole gradient, up or down, to the norm given.
 
@@ -198,9 +198,9 @@ def normalize_by_global_norm(
     return clip(measures.whole(), norm, shrinks.normalize, **options)
 
 
-@method()
+@named_method()
 def smooth_clip_by_global_norm(
-    limit: Limitable, **options: Unpack[NonfiniteOptions]
+    limit: LimitLike, **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales the whole gradient so that its norm approaches the limit and never reaches it.
 

@@ -31,7 +31,7 @@ class Fixed:
         return getattr(self.value, "__name__", repr(self.value))
 
 
-def method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
+def named_method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
     """Makes a function a named method.
 
     Its signature spells the options of `clip` out, where the source says `**options`, and hides the
@@ -44,15 +44,22 @@ def method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
         parameters = [
             p.replace(default=Fixed(p.default)) if p.name in fixed else p for p in own
         ] + _options(make)
+        full = signature.replace(parameters=parameters)
 
         @functools.wraps(make)
         def named(*args: P.args, **kwargs: P.kwargs) -> optax.GradientTransformationExtraArgs:
             for key, value in kwargs.items():
                 if isinstance(value, Fixed):
                     kwargs[key] = value.value
+            unknown = [key for key in kwargs if key not in full.parameters]
+            if unknown:
+                raise TypeError(
+                    f"`{make.__name__}` has no argument `{unknown[0]}`. Its arguments are "
+                    f"{_spelled(full)}."
+                )
             return make(*args, **kwargs)
 
-        vars(named)["__signature__"] = signature.replace(parameters=parameters)
+        vars(named)["__signature__"] = full
         _methods[make.__name__] = named
         return named
 
@@ -62,6 +69,12 @@ def method(*fixed: str) -> Callable[[Make[P]], Make[P]]:
 def named() -> dict[str, Callable[..., optax.GradientTransformationExtraArgs]]:
     """Returns every named method, by its name."""
     return dict(_methods)
+
+
+def _spelled(signature: inspect.Signature) -> str:
+    """The signature without its types."""
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(bare))
 
 
 def _options(make: Callable) -> list[inspect.Parameter]:

@@ -3,17 +3,14 @@
 from typing import Unpack
 
 import optax
-from jaxtyping import Array
 
 from .. import measures, thresholds
 from ..core import ClipOptions, clip
-from ..thresholds import checked
-from .named import method
-
-Number = float | Array
+from ..thresholds import Number, check_number
+from .named import named_method
 
 
-@method("window")
+@named_method("window")
 def autoclip(
     percentile: Number = 10.0, *, window: int = 1024, **options: Unpack[ClipOptions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -22,7 +19,7 @@ def autoclip(
     $$u = g \min\Big(1, \frac{\tau}{\|g\|}\Big), \qquad \tau = P_p(n_1, \dots, n_t)$$
 
     Args:
-      percentile: $p$, from 0 to 100.
+      percentile: $p$, from 0 to 100. About 100 - $p$ percent of the steps are clipped.
       window: how many of the last norms count; the authors count all. The state holds twice as many
         numbers. `clip_by_quantile` tracks a quantile with a single one.
       **options: `shrink`, `nonfinite` and `name`, as in `clip`.
@@ -37,11 +34,16 @@ def autoclip(
     Source:
       Seetharaman, Wichern, Pardo, Le Roux 2020, arXiv 2007.14469.
     """
-    share = checked("percentile", percentile, at_most=100) / 100
+    if isinstance(percentile, float) and 0 < percentile < 1:
+        raise ValueError(
+            f"`percentile` is {percentile}, on a scale from 0 to 100. For the quantile "
+            f"{percentile} give {100 * percentile:g}."
+        )
+    share = check_number("percentile", percentile, at_most=100) / 100
     return clip(measures.whole(), thresholds.quantile(share, window=window), **options)
 
 
-@method("window")
+@named_method("window")
 def clip_by_history(
     sigma: Number = 3.0, *, window: int = 128, **options: Unpack[ClipOptions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -68,7 +70,7 @@ def clip_by_history(
     return clip(measures.whole(), thresholds.history(sigma, window=window), **options)
 
 
-@method()
+@named_method()
 def clip_by_quantile(
     quantile: Number = 0.5,
     *,

@@ -10,14 +10,12 @@ from jaxtyping import Array
 
 from .. import measures, norms, thresholds
 from ..core import ClipOptions, NonfiniteOptions, clip
-from ..leaves import is_measured
-from ..thresholds import checked
-from .named import method
-
-Number = float | Array
+from ..leaves import is_measured, is_none
+from ..thresholds import Number, check_number
+from .named import named_method
 
 
-@method("axes")
+@named_method("axes")
 def adaptive_grad_clip(
     ratio: float = 0.01,
     eps: float = 1e-3,
@@ -33,8 +31,9 @@ def adaptive_grad_clip(
       eps: $\epsilon$, so that weights that are zero still learn.
       axes: the axes that are kept, one unit for every index along them, or a function of
         `(path, leaf)`. None is the last axis, where Flax and Haiku have the outputs of dense and
-        convolutional kernels, of rank 3 as of any other; vectors and scalars are one unit. The
-        authors leave the last layer unclipped: wrap with `optax.masked`.
+        convolutional kernels, of rank 3 as of any other; scalars and vectors, also those with
+        further axes of length 1 such as a kernel `[1, n]`, are one unit, as for the authors. They
+        leave the last layer unclipped: wrap with `optax.masked`.
       **options: `shrink`, `nonfinite` and `name`, as in `clip`.
 
     Returns:
@@ -56,10 +55,16 @@ def adaptive_grad_clip(
       Brock, De, Smith, Simonyan 2021, arXiv 2102.06171; `optax.adaptive_grad_clip`, which keeps
       two axes of a kernel of rank 3.
     """
-    return clip(measures.per_unit(axes), thresholds.relative(ratio, eps=eps), **options)
+    measure = measures.per_unit(_unit if axes is None else axes)
+    return clip(measure, thresholds.relative(ratio, eps=eps), **options)
 
 
-@method()
+def _unit(path: Any, x: Array) -> int | tuple[int, ...]:
+    """The last axis; none of what is a vector but for axes of length 1."""
+    return -1 if sum(length != 1 for length in x.shape) > 1 else ()
+
+
+@named_method()
 def clippy(
     relative: Number = 0.1, absolute: Number = 1e-7, **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -89,7 +94,7 @@ def clippy(
     Source:
       Tang et al. 2023, arXiv 2302.09178; `shrink_by_references` of TensorFlow Recommenders.
     """
-    relative, absolute = checked("relative", relative), checked("absolute", absolute)
+    relative, absolute = check_number("relative", relative), check_number("absolute", absolute)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -99,8 +104,12 @@ def clippy(
                 "`params` is missing, but the updates are bounded by the parameters. Call "
                 "`update(updates, state, params)`."
             )
-        measure = _against(lambda w: relative * jnp.abs(w) + absolute, params)
-        return clip(measure, 1.0, **options).update(updates, state)
+
+        def bound(w: Array) -> Array:
+            share, least = (jnp.maximum(jnp.asarray(x, w.dtype), 0) for x in (relative, absolute))
+            return jnp.where(jnp.isinf(share), jnp.inf, share * jnp.abs(w) + least)
+
+        return clip(_against(bound, params), 1.0, **options).update(updates, state)
 
     return optax.GradientTransformationExtraArgs(
         clip(measures.per_leaf(norms.linf), 1.0, **options).init, update
@@ -109,19 +118,40 @@ def clippy(
 
 def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.Measure:
     """Every leaf is a block, and its norm the largest ratio of an entry to its own bound."""
+    per_leaf = measures.per_leaf(norms.linf)
 
     def ratio(u: Any, w: Any) -> Any:
         if not is_measured(u):
             return u
-        size = jnp.abs(u.astype(norms.working_dtype(u.dtype)))
-        most = bound(w.astype(size.dtype))
-        # What must not move at all is as far beyond its bound as a number can be.
-        infinitely = jnp.where(size > 0, jnp.finfo(size.dtype).max, 0)
-        return jnp.where(most > 0, size / jnp.where(most > 0, most, 1), infinitely)
+        size = _size(u)
+        most = bound(_size(w).astype(size.dtype))
+        movable = ~(most <= 0)  # nan, of a bound that is no number, included
+        quotient = size / jnp.where(movable, most, 1)
+        # A finite entry that must not move at all, or beyond every number: the largest there is.
+        endless = jnp.where(size > 0, jnp.finfo(size.dtype).max, 0)
+        beyond = ~movable | jnp.isinf(quotient)
+        return jnp.where(jnp.isfinite(size) & beyond, endless, quotient)
 
     def measure(updates: optax.Updates) -> tuple[measures.Norms, Callable]:
-        ratios = jax.tree.map(ratio, updates, params, is_leaf=lambda x: x is None)
-        _, rescale = measures.per_leaf(norms.linf)(updates)
-        return measures.per_leaf(norms.linf)(ratios)[0], rescale
+        ratios, _ = per_leaf(jax.tree.map(ratio, updates, params, is_leaf=is_none))
+        _, rescale = per_leaf(updates)
+
+        def rescale_all(factors: measures.Factors) -> optax.Updates:
+            return jax.tree.map(_unless_endless, ratios, rescale(factors), is_leaf=is_none)
+
+        return ratios, measures.FullRange(rescale_all)
 
     return measure
+
+
+def _size(x: Array) -> Array:
+    """The modulus of every entry, in float32 at least."""
+    return jnp.abs(x.astype(norms.working_dtype(x.dtype)))
+
+
+def _unless_endless(ratio: Array | None, rescaled: Any) -> Any:
+    if ratio is None:
+        return rescaled
+    # The largest number stands for all beyond it, whose factors are smaller than its own.
+    endless = ratio == jnp.finfo(ratio.dtype).max
+    return jnp.where(endless, jnp.zeros_like(rescaled), rescaled)

@@ -1,37 +1,48 @@
 """Clipping of singular values, by decomposition or by matrix products alone."""
 
-from typing import Any, Literal, Unpack
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jax import lax
+from jaxtyping import Array, Inexact, PyTree
 
 from .. import shrinks
-from ..core import (
-    ClipOptions,
-    ClipState,
-    Nonfinite,
-    as_thresholds,
-    clip,
-    given_limits,
-    is_threshold,
-)
-from ..leaves import measured, replaced
+from ..bits import largest_exponent, times_power_of_two
+from ..core import ClipOptions, ClipState, Nonfinite, clip, next_state, state_metrics
+from ..leaves import measurable, replace_measured
 from ..measures import singular_values
-from ..metrics import observed, pooled
-from ..norms import l2
+from ..norms import rms
 from ..shrinks import Shrink
 from ..singular import like, matrix
-from ..thresholds import Limitable, choice
-from .named import method
+from ..thresholds import LimitLike, check_choice
+from ..thresholds.tree import is_threshold, limit_tree
+from .named import named_method
+from .value import mean_limit
 
-Matrix = Float[Array, "rows columns"]
+Matrix = Inexact[Array, "rows columns"]
 
 
-@method("method")
+class MatrixShrink(NamedTuple):
+    r"""A shrink in matrix products.
+
+    Attributes:
+      directions: from the sine and the cosine, the clipped matrix in units of the limit, and how
+        many singular values were shrunk.
+      unseen: of a dtype, the share of the limit up to which nothing is shrunk, or nothing that the
+        dtype can tell.
+    """
+
+    directions: Callable[[Matrix, Matrix], tuple[Matrix, Array]]
+    unseen: Callable[[jnp.dtype], float]
+
+
+@named_method("method")
 def clip_singular_values(
-    limit: PyTree[Limitable | None],
+    limit: PyTree[LimitLike | None],
     *,
     method: Literal["svd", "newton_schulz"] = "svd",
     **options: Unpack[ClipOptions],
@@ -48,8 +59,8 @@ def clip_singular_values(
         others, vectors as a matrix of one row.
       method: `"svd"` is exact and takes any shrink. `"newton_schulz"` takes matrix products alone,
         which accelerators are made for, and of shrinks `hard` and `inverse_sqrt`; its error is some
-        $10^{-6}$ of the largest singular value, so it is for gradients that are not many orders of
-        magnitude beyond the limit.
+        $10^{-6}$ of the largest singular value, but none is left beyond the limit by more than
+        rounding, however large they were.
       **options: `shrink`, `nonfinite` and `name`, as in `clip`.
 
     Returns:
@@ -69,20 +80,19 @@ def clip_singular_values(
     Source:
       Jiang, Semenov, Stich 2026 (SPECTRA), arXiv 2603.14315; Cesista 2025.
     """
-    choice("method", method, "svd", "newton_schulz")
+    check_choice("method", method, "svd", "newton_schulz")
     if method == "svd":
         return clip(singular_values(), limit, **options)
     return _by_products(limit, **options)
 
 
 def _by_products(
-    limit: PyTree[Limitable | None],
+    limit: PyTree[LimitLike | None],
     shrink: Shrink = shrinks.hard,
     nonfinite: Nonfinite = "propagate",
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
-    clipped_matrix = {shrinks.hard: _hard, shrinks.inverse_sqrt: _inverse_sqrt}.get(shrink)
-    if clipped_matrix is None:
+    if shrink not in _MATRIX_SHRINKS:
         raise ValueError(
             f"`shrink` is {shrink}, which has no form in matrix products alone. Give "
             '`shrinks.hard` or `shrinks.inverse_sqrt`, or the method "svd".'
@@ -92,68 +102,99 @@ def _by_products(
             "`limit` is a threshold, which wants to see singular values, and `newton_schulz` knows "
             'none. Give a number, an array or a schedule, or the method "svd".'
         )
-    thresholds = as_thresholds(limit)
+    thresholds = limit_tree(limit)
     bad = 0 if nonfinite == "zero" else jnp.nan
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays, structure = jax.tree.flatten(measured(updates))
-        before = state.metrics[name]
-        limits = given_limits(
-            thresholds, structure.unflatten(arrays), state.step, before.norm.dtype
-        )
-        clipped, beyond = [], []
+        arrays, structure = jax.tree.flatten(measurable(updates))
+        before = state_metrics(state, name)
+        limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
+        clipped, beyond, numbers = [], [], []
         for x, limit in zip(arrays, limits, strict=True):
-            out, count = clipped_matrix(matrix(x), limit)
+            of = matrix(x)
+            out, count = _clipped(_MATRIX_SHRINKS[shrink], of, limit.astype(of.real.dtype))
+            defined = jnp.all(jnp.isfinite(x)) & ~jnp.isnan(limit)
             out = jnp.where(count > 0, like(out, x), x)
-            clipped.append(jnp.where(jnp.all(jnp.isfinite(x)), out, jnp.array(bad, x.dtype)))
-            beyond.append(count)
+            clipped.append(jnp.where(defined, out, jnp.array(bad, x.dtype)))
+            beyond.append(jnp.where(defined, count, 0).astype(before.norm.dtype))
+            numbers.append(min(of.shape))
         # Of singular values the sum of squares is that of the entries.
-        number = max(1, sum(min(matrix(x).shape) for x in arrays))
-        sizes = [size / number**0.5 for size in l2([arrays, clipped], [(), ()])]
-        step = state.step + 1
-        share = sum(beyond, jnp.zeros(())) / number
-        seen = observed(before, [*sizes, *pooled(limits)], share, step)
-        return replaced(updates, structure.unflatten(clipped)), ClipState(
-            step, state.thresholds, {name: seen}
+        number, entries = max(1, sum(numbers)), max(1, sum(x.size for x in arrays))
+        sizes = [size * math.sqrt(entries / number) for size in rms([arrays, clipped], [(), ()])]
+        seen_limit = mean_limit(limits, numbers, before.norm.dtype)
+        share = sum(beyond, jnp.zeros((), before.norm.dtype)) / number
+        return replace_measured(updates, structure.unflatten(clipped)), next_state(
+            state, name, state.thresholds, [*sizes, seen_limit], share
         )
 
     init = clip(singular_values(), limit, shrink, nonfinite=nonfinite, name=name).init
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _hard(x: Matrix, limit: Array) -> tuple[Matrix, Array]:
-    r"""$\min(\sigma, \tau)$, and how many $\sigma$ are beyond $\tau$."""
+def _clipped(shrink: MatrixShrink, x: Matrix, limit: Array) -> tuple[Matrix, Array]:
+    r"""The clipped matrix, and how many singular values were shrunk: of none it is not to be used.
+
+    All is computed of $2^{-e} X$, whose entries are below 1, and of the directions of the result,
+    which the limit has yet to multiply; so nothing is out of range, or lost to what is.
+    """
     if x.shape[0] > x.shape[1]:
-        clipped, count = _hard(x.T, limit)
-        return clipped.T, count
-    limit = limit.astype(x.dtype)
-    polar = _sign(x)
-    identity = jnp.eye(x.shape[0], dtype=x.dtype)
-    # The projector onto the directions beyond the limit; where it is not sure, both sides agree.
-    beyond = (identity + _sign(_product(x, polar.T) - limit * identity)) / 2
-    within = identity - beyond
-    kept = _product(within, _product(within, x))
-    return kept + limit * (polar - _product(within, _product(within, polar))), jnp.trace(beyond)
+        clipped, count = _clipped(shrink, x.conj().T, limit)
+        return clipped.conj().T, count
+    e = largest_exponent(x)
+    x, level = times_power_of_two(x, -e), times_power_of_two(limit, -e)
+    size = lax.stop_gradient(jnp.linalg.norm(x))
+    within = size <= level * shrink.unseen(x.dtype)
+    # What is not used must have a derivative all the same.
+    level, limit = jnp.where(within, size, level), jnp.where(within, 1, limit)
+    directions, count = shrink.directions(*_sine_and_cosine(x, level))
+    of_limit = largest_exponent(limit)
+    clipped = directions * times_power_of_two(limit, -of_limit).astype(x.dtype)
+    return times_power_of_two(clipped, of_limit), jnp.where(within, 0, count)
 
 
-def _inverse_sqrt(x: Matrix, limit: Array) -> tuple[Matrix, Array]:
-    r"""$(I + X X^\top / \tau^2)^{-1/2} X$, and how many $\sigma$ there are."""
-    if x.shape[0] > x.shape[1]:
-        clipped, count = _inverse_sqrt(x.T, limit)
-        return clipped.T, count
-    scaled = x / jnp.where(limit > 0, limit, 1).astype(x.dtype)
-    identity = jnp.eye(x.shape[0], dtype=x.dtype)
-    gram = identity + _product(scaled, scaled.T)
-    bound = jnp.linalg.norm(gram)
-    root, inverse = gram / bound, identity
-    for _ in range(20):
+def _sine_and_cosine(x: Matrix, limit: Array) -> tuple[Matrix, Matrix]:
+    r"""$U \sin\theta\,V^\top$ and $U \cos\theta\,U^\top$, where $\tan\theta_i = \sigma_i / \tau$.
+
+    The two are the polar factor of $[X, \tau I] = U\,[\sigma V^\top, \tau U^\top]$. Both are
+    bounded by 1, however far $\sigma$ is beyond $\tau$.
+    """
+    rows, columns = x.shape
+    both = jnp.concatenate([x, limit.astype(x.dtype) * jnp.eye(rows, dtype=x.dtype)], 1)
+    sine, cosine = jnp.split(_sign(both), [columns], 1)
+    return sine, cosine
+
+
+def _hard(sine: Matrix, cosine: Matrix) -> tuple[Matrix, Array]:
+    r"""$\min(\tan\theta, 1) = \sin\theta / \max(\sin\theta, \cos\theta)$, with no angle looked at.
+
+    $$\max(\sin\theta, \cos\theta)^2 = \tfrac12 (1 + |\cos 2\theta|)$$
+    """
+    double = _product(cosine, cosine.conj().T) - _product(sine, sine.conj().T)
+    double = (double + double.conj().T) / 2
+    sign, identity = _sign(double), jnp.eye(len(double), dtype=double.dtype)
+    largest = (identity + _product(double, sign)) / 2
+    # Roots by products (Denman, Beavers, Schulz); eigenvalues from 1/2 to 1 take five of them.
+    root, inverse = largest, identity
+    for _ in range(6):
         step = (3 * identity - _product(inverse, root)) / 2
         root, inverse = _product(root, step), _product(step, inverse)
-    clipped = _product(inverse, x) / jnp.sqrt(bound)
-    count = jnp.where(jnp.any(x != 0), jnp.array(float(x.shape[0])), 0)
-    return jnp.where(limit > 0, clipped, 0), count
+    beyond = (len(double) - jnp.trace(sign).real) / 2
+    return _product(inverse, sine), jnp.round(beyond)
+
+
+def _inverse_sqrt(sine: Matrix, cosine: Matrix) -> tuple[Matrix, Array]:
+    r"""$\sin\theta$, of all singular values."""
+    return sine, jnp.array(len(sine), sine.real.dtype)
+
+
+_MATRIX_SHRINKS = {
+    shrinks.hard: MatrixShrink(_hard, lambda dtype: 1.0),
+    shrinks.inverse_sqrt: MatrixShrink(
+        _inverse_sqrt, lambda dtype: math.sqrt(jnp.finfo(dtype).eps) / 2
+    ),
+}
 
 
 # The composition of these quintics takes every singular value from 1e-7 to 1 to one, the first ones
@@ -172,10 +213,10 @@ _QUINTICS = (
 
 def _sign(x: Matrix) -> Matrix:
     r"""$U V^\top$ of $X = U \Sigma V^\top$; of a symmetric matrix the sign of its eigenvalues."""
-    size = jnp.linalg.norm(x)
-    y = x / jnp.where(size > 0, 1.01 * size, 1)
+    size = lax.stop_gradient(jnp.linalg.norm(x))  # on which the outcome does not depend
+    y = x / jnp.where(size > 0, 1.01 * size, 1).astype(x.dtype)
     for a, b, c in _QUINTICS:
-        gram = _product(y, y.T)
+        gram = _product(y, y.conj().T)
         y = a * y + _product(b * gram + c * _product(gram, gram), y)
     return y
 

@@ -1,26 +1,27 @@
 """Clipping by value, which has a way of its own: every block is one entry."""
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from .. import shrinks
-from ..core import ClipState, Nonfinite, as_thresholds, clip, given_limits, is_threshold
-from ..leaves import measured, replaced, scale
+from ..bits import exponent, magnitude, no_larger, times_power_of_two
+from ..clip_metrics import share
+from ..core import ClipState, Nonfinite, clip, next_state, state_metrics
+from ..leaves import measurable, replace_measured
 from ..measures import per_entry
-from ..metrics import observed, share
 from ..norms import l2, rms, working_dtype
-from ..thresholds import Limitable
-from .named import method
+from ..thresholds import LimitLike
+from ..thresholds.tree import is_threshold, limit_tree
+from .named import named_method
 
 
-@method()
+@named_method()
 def clip_by_value(
-    limit: PyTree[Limitable | None], *, nonfinite: Nonfinite = "propagate", name: str = "clip"
+    limit: PyTree[LimitLike | None], *, nonfinite: Nonfinite = "propagate", name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every entry to the interval from minus to plus the limit.
 
@@ -49,37 +50,70 @@ def clip_by_value(
     by_factor = clip(per_entry(), limit, nonfinite=nonfinite, name=name)
     if any(map(is_threshold, jax.tree.leaves(limit, is_leaf=is_threshold))):
         return by_factor  # a threshold may want to see, and to learn from, every entry
-    thresholds = as_thresholds(limit)
+    thresholds = limit_tree(limit)
 
     # The same outcome and state, without an array of norms and one of factors.
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays, structure = jax.tree.flatten(measured(updates))
-        before = state.metrics[name]
+        arrays, structure = jax.tree.flatten(measurable(updates))
+        before = state_metrics(state, name)
         dtype = before.norm.dtype
-        limits = given_limits(thresholds, structure.unflatten(arrays), state.step, dtype)
-        pairs = list(zip(arrays, limits, strict=True))
-        clamped = [_clamp(x, limit, nonfinite) for x, limit in pairs]
+        limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
+        decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]
+        clamped, shrunk = zip(*decided, strict=True) if decided else ((), ())
         sizes = rms([arrays, clamped], [(), ()])
-        entries = max(1, sum(x.size for x in arrays))
-        weighted = [limit * math.sqrt(x.size / entries) for x, limit in pairs]
-        shrunk = [(jnp.abs(x).astype(dtype) > c) & jnp.isfinite(x) for x, c in pairs]
-        step = state.step + 1
-        seen = observed(before, [*sizes, *l2([weighted], [()])], share(shrunk), step)
-        return replaced(updates, structure.unflatten(clamped)), ClipState(
-            step, state.thresholds, {name: seen}
+        limit = mean_limit(limits, [x.size for x in arrays], dtype)
+        return replace_measured(updates, structure.unflatten(clamped)), next_state(
+            state, name, state.thresholds, [*sizes, limit], share(shrunk)
         )
 
     return optax.GradientTransformationExtraArgs(by_factor.init, update)
 
 
-def _clamp(x: Array, limit: Float[Array, ""], nonfinite: Nonfinite) -> Array:
-    if jnp.iscomplexobj(x):
-        size = jnp.abs(x)
-        clamped = scale(x, shrinks.hard(size, limit.astype(size.dtype)))
-    else:
-        wide = limit.astype(working_dtype(x.dtype))
-        clamped = jnp.clip(x.astype(wide.dtype), -wide, wide).astype(x.dtype)
+def mean_limit(
+    limits: Sequence[Float[Array, ""]], blocks: Sequence[int], dtype: jnp.dtype
+) -> Float[Array, ""]:
+    """The root mean square of limits, each of a number of blocks; a limit of none is not counted.
+
+    The numbers may be beyond an int32, and symbolic.
+    """
+    counts = [jnp.asarray(number, dtype) for number in blocks]
+    total = jnp.maximum(sum(counts, jnp.zeros((), dtype)), 1)
+    weighted = [
+        jnp.where(count > 0, limit * jnp.sqrt(count / total), 0)
+        for limit, count in zip(limits, counts, strict=True)
+    ]
+    [mean] = l2([weighted], [()])
+    return mean
+
+
+def _clamped(
+    x: Array, limit: Float[Array, ""], nonfinite: Nonfinite
+) -> tuple[Array, Bool[Array, "..."]]:
+    """The array with its entries within the limit, and which of them were beyond it."""
+    wide = x.astype(working_dtype(x.dtype))
+    limit = limit.astype(wide.real.dtype)
+    size, at_limit = (_of_complex if jnp.iscomplexobj(x) else _of_real)(wide, limit)
+    # By selection: arithmetic flushes subnormal entries.
+    clamped = jnp.where(no_larger(size, limit), x, at_limit.astype(x.dtype))
+    defined = jnp.isfinite(size) & ~jnp.isnan(limit)
     bad = jnp.array(0 if nonfinite == "zero" else jnp.nan, x.dtype)
-    return jnp.where(jnp.isfinite(x), clamped, bad)
+    return jnp.where(defined, clamped, bad), defined & (magnitude(size) > magnitude(limit))
+
+
+def _of_real(x: Array, limit: Array) -> tuple[Array, Array]:
+    """The sizes of real entries, and the entries of the size of the limit."""
+    return jnp.abs(x), jnp.copysign(limit, x)
+
+
+def _of_complex(z: Array, limit: Array) -> tuple[Array, Array]:
+    """The moduli of complex entries, and the entries whose modulus is the limit."""
+    e = exponent(z)
+    unit = times_power_of_two(z, -e)  # in range, where neither squares nor quotients are lost
+    zero = unit == 0
+    modulus = jnp.where(zero, 0, jnp.abs(jnp.where(zero, 1, unit)))
+    direction = unit / jnp.where(zero, 1, modulus).astype(z.dtype)
+    of_limit = exponent(limit)
+    scaled = direction * times_power_of_two(limit, -of_limit).astype(z.dtype)
+    return times_power_of_two(modulus, e), times_power_of_two(scaled, of_limit)

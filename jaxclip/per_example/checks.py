@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..thresholds import checked
+from ..thresholds import check_number
 
 
 class Blocks(NamedTuple):
@@ -204,7 +204,7 @@ def _limit(limit: Any, name: str) -> Any:
             "schedule or a threshold with. Give the number for this step, such as "
             "`schedule(step)`; it may be traced."
         )
-    return checked(name, limit)
+    return check_number(name, limit)
 
 
 def _is_limit(x: Any) -> bool:

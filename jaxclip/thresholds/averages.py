@@ -5,9 +5,20 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .base import Feed, Limit, Norm, Now, Threshold, checked, choice, fed
+from .base import (
+    Feed,
+    Limit,
+    Norm,
+    Now,
+    Number,
+    Threshold,
+    check_choice,
+    check_number,
+    intake,
+    numbers,
+)
 
-Number = float | Array
+_OUTLIER = 1000.0
 
 
 class Average(NamedTuple):
@@ -32,44 +43,56 @@ def ema(
     Args:
       ratio: $\lambda$.
       decay: $\beta$, from 0 to 1; the half-life is $\ln 2 / (1 - \beta)$ steps.
-      warmup: the number of steps without a limit. There is none either before a first finite norm.
+      warmup: the number of steps without a limit. There is none either before a first positive
+        norm.
       start: what the norms of the warm-up (or else the first one) leave as $\gamma$: their mean, or
-        the smallest of them, which one zero gradient makes zero.
+        the smallest of them, not counting any that is a thousand times smaller than its neighbors.
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$: the limit rises by
         $1 + (1-\beta)(\lambda-1)$ a step at most, and with a small $\lambda$ hardly follows a
-        change of level. `"raw"` is $n_t$, which follows within a few half-lives. `"normal"` is
-        $n_t$ where it is within the limit, which follows no change of level beyond it.
+        change of level. `"raw"` is $n_t$, which follows within a few half-lives.
+        `"within_limit"` is $n_t$ where it is within the limit, which follows no change of level
+        beyond it.
 
     Example:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.ema(2.0, decay=0.99))
     """
-    ratio, decay = checked("ratio", ratio), checked("decay", decay, at_most=1)
-    choice("start", start, "mean", "smallest")
-    choice("feed", feed, "clipped", "raw", "normal")
+    ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    check_choice("start", start, "mean", "smallest")
+    check_choice("feed", feed, "clipped", "raw", "within_limit")
 
     def init(norm: Norm) -> Average:
         return Average(norm, jnp.zeros((), jnp.int32))
 
     def update(norm: Norm, state: Average, now: Now) -> tuple[Limit, Average]:
         mean, seen = state
-        starting = (now.step < warmup) | (seen == 0)
-        limit = jnp.where(starting, jnp.inf, ratio * mean)
+        lam, beta = numbers(norm, ratio, decay)
+        empty = mean == 0
+        starting = (now.step < warmup) | empty
+        limit = jnp.where(starting, jnp.inf, lam * mean)
         if start == "mean":
             started = mean + (norm - mean) / (seen + 1).astype(norm.dtype)
         else:
-            started = jnp.where(seen == 0, norm, jnp.minimum(mean, norm))
-        learned = decay * mean + (1 - decay) * fed(feed, norm, limit, mean)
-        return limit, Average(jnp.where(starting, started, learned), seen + 1)
+            # Beside a norm a thousand times smaller, the larger one is the rule and the smaller an
+            # exception: an array without a gradient, or what the clip of a spike left.
+            started = jnp.where(_OUTLIER * norm < mean, mean, jnp.minimum(mean, norm))
+            started = jnp.where(norm > _OUTLIER * mean, norm, started)
+        started = jnp.where(empty, norm, started)
+        learned = beta * mean + (1 - beta) * intake(feed, norm, limit, mean)
+        mean = jnp.where(starting, started, learned)
+        return limit, Average(mean, jnp.where(mean > 0, seen + 1, 0))
 
     return Threshold(init, update)
 
 
 class Moments(NamedTuple):
-    """The state of `zscore`: mean and variance, and the number of norms that they have taken in."""
+    """The state of `zscore`: mean, standard deviation, and the number of norms that they are of.
+
+    The variance itself would leave the range of float32 for norms beyond 1.8e19.
+    """
 
     mean: Float[Array, ""]
-    variance: Float[Array, ""]
+    deviation: Float[Array, ""]
     seen: Int[Array, ""]
 
 
@@ -93,14 +116,14 @@ def zscore(
     Args:
       z: the number of standard deviations.
       decay: $\beta$, from 0 to 1.
-      warmup: the number of finite norms whose mean and variance are the first $\mu$ and
-        $\sigma^2$; until then there is no limit.
+      warmup: the number of norms whose mean and variance are the first $\mu$ and $\sigma^2$; until
+        then, and until a first positive norm, there is no limit.
       rule: `"adaptive"` is the one above; `"mean"` has $\tau = \mu$, and `"cap"` has
         $\tau = \mu + z\sigma$.
       factor: what the adaptive limit is multiplied by.
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$ and makes $\sigma$ collapse: the method then
-        never follows a change of level. `"raw"` is $n_t$, which does. `"normal"` leaves the moments
-        as they are where the norm is beyond the limit.
+        never follows a change of level. `"raw"` is $n_t$, which does. `"within_limit"` leaves the
+        moments as they are where the norm is beyond the limit.
 
     Example:
       >>> import jaxclip
@@ -109,36 +132,42 @@ def zscore(
     Source:
       Kumar et al. 2025 (ZClip), arXiv 2504.02507.
     """
-    z, decay = checked("z", z), checked("decay", decay, at_most=1)
-    factor = checked("factor", factor)
-    choice("rule", rule, "adaptive", "mean", "cap")
-    choice("feed", feed, "clipped", "raw", "normal")
+    z, decay = check_number("z", z), check_number("decay", decay, at_most=1)
+    factor = check_number("factor", factor)
+    check_choice("rule", rule, "adaptive", "mean", "cap")
+    check_choice("feed", feed, "clipped", "raw", "within_limit")
 
     def init(norm: Norm) -> Moments:
         return Moments(norm, norm, jnp.zeros((), jnp.int32))
 
     def update(norm: Norm, state: Moments, now: Now) -> tuple[Limit, Moments]:
-        mean, variance, seen = state
-        deviation = jnp.sqrt(variance)
-        starting = seen < warmup
+        mean, deviation, seen = state
+        k, beta, scale = numbers(norm, z, decay, factor)
+        warming_up = seen < warmup
+        starting = warming_up | (mean == 0)
         score = (norm - mean) / (deviation + 1e-6)
-        cap = mean + z * deviation
-        spike = (norm > cap if rule == "cap" else score > z) & ~starting
+        cap = mean + k * deviation
+        spike = (norm > cap if rule == "cap" else score > k) & ~starting
         limit = {
-            "adaptive": (mean + z**2 / jnp.where(spike, score, 1) * deviation) * factor,
+            "adaptive": (mean + k * (k / jnp.where(spike, score, 1)) * deviation) * scale,
             "mean": mean,
             "cap": cap,
         }[rule]
-        # What is no spike has the limit that it stayed below.
+        # A step without a spike reports the limit that it stayed below.
         limit = jnp.where(spike, limit, jnp.where(starting, jnp.inf, jnp.maximum(cap, norm)))
 
         value = norm if feed == "raw" else jnp.where(spike, limit, norm)
-        # Welford's mean and variance while starting, moving ones then.
-        weight = jnp.where(starting, 1 / (seen + 1).astype(norm.dtype), 1 - decay)
+        value = jnp.minimum(value, jnp.finfo(norm.dtype).max)
+        # The mean and the variance of all norms while warming up, moving ones then.
+        weight = jnp.where(mean == 0, 1, 1 - beta)
+        weight = jnp.where(warming_up, 1 / (seen + 1).astype(norm.dtype), weight)
         moved = mean + weight * (value - mean)
-        squared = jnp.where(starting, (value - mean) * (value - moved), (value - moved) ** 2)
-        learned = Moments(moved, variance + weight * (squared - variance), seen + 1)
-        if feed == "normal":
+        distance = jnp.where(
+            starting, jnp.sqrt(1 - weight) * jnp.abs(value - mean), jnp.abs(value - moved)
+        )
+        spread = jnp.hypot(jnp.sqrt(1 - weight) * deviation, jnp.sqrt(weight) * distance)
+        learned = Moments(moved, spread, seen + 1)
+        if feed == "within_limit":
             learned = Moments(
                 *[jnp.where(spike, a, b) for a, b in zip(state, learned, strict=True)]
             )
@@ -160,9 +189,9 @@ def previous(growth: Number, *, feed: Literal["clipped", "raw"] = "clipped") -> 
     $$\tau_t = \gamma\,(x_{t-1} + 10^{-8})$$
 
     Args:
-      growth: $\gamma$. The first norm has no limit.
-      feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$: a norm that was zero once takes thousands of
-        steps to come back. `"raw"` is $n_t$.
+      growth: $\gamma$. The first positive norm has no limit.
+      feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$: after a norm that was tiny once, the limit
+        takes thousands of steps to come back. `"raw"` is $n_t$.
 
     Example:
       >>> import jaxclip
@@ -171,24 +200,30 @@ def previous(growth: Number, *, feed: Literal["clipped", "raw"] = "clipped") -> 
     Source:
       Chen et al. 2024 (Fira), arXiv 2410.01623; Zhu et al. 2024 (APOLLO), arXiv 2412.05270.
     """
-    growth = checked("growth", growth)
-    choice("feed", feed, "clipped", "raw")
+    growth = check_number("growth", growth)
+    check_choice("feed", feed, "clipped", "raw")
 
     def init(norm: Norm) -> Previous:
         return Previous(norm, jnp.zeros((), jnp.int32))
 
     def update(norm: Norm, state: Previous, now: Now) -> tuple[Limit, Previous]:
-        limit = jnp.where(state.seen == 0, jnp.inf, growth * (state.norm + 1e-8))
-        return limit, Previous(fed(feed, norm, limit, norm), state.seen + 1)
+        [gamma] = numbers(norm, growth)
+        limit = jnp.where(state.seen == 0, jnp.inf, gamma * (state.norm + 1e-8))
+        started = (state.seen > 0) | (norm > 0)
+        return limit, Previous(
+            intake(feed, norm, limit, norm), jnp.where(started, state.seen + 1, 0)
+        )
 
     return Threshold(init, update)
 
 
 class SecondMoment(NamedTuple):
-    """The state of `second_moment`: the average of the squares, and the number of norms so far."""
+    """The state of `second_moment`: the root of the average of the squares.
 
-    mean: Float[Array, ""]
-    seen: Int[Array, ""]
+    The average itself would leave the range of float32 for norms beyond 1.8e19 or below 1e-19.
+    """
+
+    root: Float[Array, ""]
 
 
 def second_moment(
@@ -206,9 +241,8 @@ def second_moment(
     Args:
       ratio: $\theta$.
       decay: $\beta$, from 0 to 1.
-      warmup: there is no limit at the first steps, this one not included.
-      feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$: what was zero all through the warm-up stays
-        zero for ever. `"raw"` is $n_t$.
+      warmup: the first step that has a limit. There is none either while $v$ is 0.
+      feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$, `"raw"` is $n_t$.
 
     Example:
       >>> import jaxclip
@@ -216,18 +250,20 @@ def second_moment(
       ...     jaxclip.measures.per_entry(), jaxclip.thresholds.second_moment(5000.0))
 
     Source:
-      Huang et al. 2025 (SPAM), arXiv 2501.06842.
+      Huang et al. 2025 (SPAM), arXiv 2501.06842, which has a limit of 0 where $v$ is 0.
     """
-    ratio, decay = checked("ratio", ratio), checked("decay", decay, at_most=1)
-    choice("feed", feed, "clipped", "raw")
+    ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    check_choice("feed", feed, "clipped", "raw")
 
     def init(norm: Norm) -> SecondMoment:
-        return SecondMoment(norm, jnp.zeros((), jnp.int32))
+        return SecondMoment(norm)
 
     def update(norm: Norm, state: SecondMoment, now: Now) -> tuple[Limit, SecondMoment]:
-        seen = state.seen + 1
-        limit = jnp.where(seen < warmup, jnp.inf, jnp.sqrt(ratio * state.mean))
-        value = fed(feed, norm, limit, norm)
-        return limit, SecondMoment(decay * state.mean + (1 - decay) * value**2, seen)
+        theta, beta = numbers(norm, ratio, decay)
+        starting = (now.step + 1 < warmup) | (state.root == 0)
+        limit = jnp.where(starting, jnp.inf, jnp.sqrt(theta) * state.root)
+        value = intake(feed, norm, limit, norm)
+        root = jnp.hypot(jnp.sqrt(beta) * state.root, jnp.sqrt(1 - beta) * value)
+        return limit, SecondMoment(jnp.minimum(root, jnp.finfo(root.dtype).max))
 
     return Threshold(init, update)

@@ -2,7 +2,8 @@ r"""What a threshold is, and those without a memory.
 
 A threshold is two pure functions written for one block. It never sees a tree, and never a norm that
 is nan or infinite: `clip` maps it over the blocks, counts the steps, and leaves the state of a
-block whose norm is not finite as it was.
+block whose norm is not finite as it was. A memory that is proportional to the norms it has seen
+must neither leave the range of the dtype nor stay at zero: it starts at the first positive norm.
 
 Wherever a limit is asked for, a number, an array, a schedule or a threshold will do; `as_threshold`
 turns each into the last.
@@ -50,25 +51,31 @@ class Threshold(NamedTuple):
     reads_params: bool = False
 
 
-Limitable = float | Array | Schedule | Threshold
-Feed = Literal["clipped", "raw", "normal"]
+LimitLike = float | Array | Schedule | Threshold
+Number = float | Array
+Feed = Literal["clipped", "raw", "within_limit"]
 
 
-def fed(feed: Feed, norm: Norm, limit: Limit, memory: Limit) -> Limit:
+def intake(feed: Feed, norm: Norm, limit: Limit, memory: Limit) -> Limit:
     """What a memory takes in: the clipped norm, the raw one, or that of blocks within the limit."""
     if feed == "raw":
         return norm
     return jnp.minimum(norm, limit) if feed == "clipped" else jnp.where(norm <= limit, norm, memory)
 
 
-def choice(name: str, value: Any, *known: str) -> Any:
+def numbers(norm: Norm, *values: float | Array) -> list[Array]:
+    """Hyperparameters in the dtype of the norms, which that of the state must not depend on."""
+    return [jnp.asarray(value, norm.dtype) for value in values]
+
+
+def check_choice(name: str, value: Any, *known: str) -> Any:
     """Returns one of the known words, and refuses any other."""
     if value not in known:
         raise ValueError(f"`{name}` is {value!r}. Give one of {', '.join(map(repr, known))}.")
     return value
 
 
-def whole_number(name: str, value: Any, at_least: int) -> int:
+def check_whole_number(name: str, value: Any, at_least: int) -> int:
     """Returns a Python integer that decides a shape, and refuses what does not."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
@@ -96,7 +103,7 @@ def constant(limit: float | Limit) -> Threshold:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.constant(1.0))
     """
-    limit = checked("limit", limit)
+    limit = check_number("limit", limit)
     return stateless(lambda norm, now: limit)
 
 
@@ -135,16 +142,17 @@ def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
     Source:
       Brock, De, Smith, Simonyan 2021, arXiv 2102.06171.
     """
-    ratio, eps = checked("ratio", ratio), checked("eps", eps)
+    ratio, eps = check_number("ratio", ratio), check_number("eps", eps)
 
     def limit(norm: Norm, now: Now) -> Limit:
         assert now.param_norm is not None  # `reads_params`
-        return ratio * jnp.maximum(now.param_norm, eps)
+        share, least = numbers(norm, ratio, eps)
+        return share * jnp.maximum(now.param_norm, least)
 
     return stateless(limit)._replace(reads_params=True)
 
 
-def as_threshold(limit: Limitable, *, name: str = "limit") -> Threshold:
+def as_threshold(limit: LimitLike, *, name: str = "limit") -> Threshold:
     """Turns whatever says how large a block may be into a threshold.
 
     Args:
@@ -165,11 +173,19 @@ def as_threshold(limit: Limitable, *, name: str = "limit") -> Threshold:
         return limit
     if callable(limit):
         return scheduled(limit)
-    limit = checked(name, limit)
+    limit = check_number(name, limit)
     return stateless(lambda norm, now: limit)
 
 
-def checked(name: str, value: Any, *, at_least: float = 0, at_most: float = math.inf) -> Any:
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float = 0,
+    at_most: float = math.inf,
+    positive: bool = False,
+    hint: str = "",
+) -> Any:
     """Returns a number or an array as it is, and refuses what cannot be one.
 
     Only Python (and NumPy) numbers are looked at: an array may be traced, and is taken at its word.
@@ -186,7 +202,12 @@ def checked(name: str, value: Any, *, at_least: float = 0, at_most: float = math
             remedy = " `math.inf` means unlimited." if at_most == math.inf else ""
             raise ValueError(
                 f"`{name}` is {value}, but it is compared with what cannot be negative or nan: "
-                f"give a number of {between}.{remedy}"
+                f"give a number of {between}.{remedy}{hint}"
+            )
+        if positive and value == 0:
+            raise ValueError(
+                f"`{name}` is 0, which it would stay for ever: it moves in proportion to itself. "
+                "Give a positive number, such as 0.1."
             )
         return float(value)
     if isinstance(value, jax.Array | np.ndarray):
@@ -199,6 +220,13 @@ def checked(name: str, value: Any, *, at_least: float = 0, at_most: float = math
             raise TypeError(f"`{name}` is an array of {value.dtype}. Give {wanted}.")
         return value
     raise TypeError(f"`{name}` is {value!r}, of type {type(value).__name__}. Give {wanted}.")
+
+
+def check_quantile(quantile: Any) -> Any:
+    """Returns a quantile as it is, and refuses a number that is none, such as a percentile."""
+    percent = isinstance(quantile, int | float) and 1 < quantile <= 100
+    hint = f" Did you mean {quantile / 100:g}?" if percent else ""
+    return check_number("quantile", quantile, at_most=1, hint=hint)
 
 
 def stateless(limit: Callable[[Norm, Now], Any]) -> Threshold:

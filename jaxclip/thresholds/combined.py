@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .base import Limit, Limitable, Norm, Now, Threshold, as_threshold
+from .base import Limit, LimitLike, Norm, Now, Threshold, as_threshold
 
 
-def lowest(*limits: Limitable) -> Threshold:
+def lowest(*limits: LimitLike) -> Threshold:
     r"""The lowest of several limits.
 
     $$\tau = \min_i \tau_i$$
@@ -43,7 +43,35 @@ def lowest(*limits: Limitable) -> Threshold:
     return Threshold(init, update, any(part.reads_params for part in parts))
 
 
-def warmup_then(warmup: int | Array, before: Limitable, after: Limitable) -> Threshold:
+def cascade(first: LimitLike, second: LimitLike) -> Threshold:
+    r"""Two limits in turn: the second sees the norms that the first has clipped.
+
+    $$\tau = \min(\tau_1(n),\ \tau_2(\min(n, \tau_1)))$$
+
+    Args:
+      first: $\tau_1$.
+      second: $\tau_2$; what it remembers are clipped norms.
+
+    Example:
+      >>> import jaxclip
+      >>> from jaxclip.thresholds import cascade, ema
+      >>> tx = jaxclip.clip(jaxclip.measures.whole(), cascade(1.0, ema(1.05, decay=0.98)))
+    """
+    before, after = as_threshold(first, name="first"), as_threshold(second, name="second")
+
+    def init(norm: Norm) -> tuple:
+        return before.init(norm), after.init(norm)
+
+    def update(norm: Norm, state: tuple, now: Now) -> tuple[Limit, tuple]:
+        limit, state_before = before.update(norm, state[0], now)
+        limit = jnp.maximum(jnp.asarray(limit, norm.dtype), 0)
+        own, state_after = after.update(jnp.minimum(norm, limit), state[1], now)
+        return jnp.minimum(limit, jnp.asarray(own, norm.dtype)), (state_before, state_after)
+
+    return Threshold(init, update, before.reads_params or after.reads_params)
+
+
+def warmup_then(warmup: int | Array, before: LimitLike, after: LimitLike) -> Threshold:
     r"""One limit for the first steps, and another for all that follow.
 
     $$\tau_t = \tau^{\mathrm{before}}_t \text{ if } t < T \text{ else } \tau^{\mathrm{after}}_t$$

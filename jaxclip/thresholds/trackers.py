@@ -3,9 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .base import Limit, Norm, Now, Threshold, checked
-
-Number = float | Array
+from .base import Limit, Norm, Now, Number, Threshold, check_number, check_quantile, numbers
 
 
 def geometric_quantile(
@@ -28,14 +26,19 @@ def geometric_quantile(
     Source:
       Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv 1905.03871.
     """
-    share = checked("quantile", quantile, at_most=1)
-    rate, initial = checked("rate", rate), checked("initial", initial)
+    share = check_quantile(quantile)
+    rate, initial = check_number("rate", rate), check_number("initial", initial, positive=True)
 
     def init(norm: Norm) -> Float[Array, ""]:
         return jnp.asarray(initial, norm.dtype) + norm
 
     def update(norm: Norm, state: Float[Array, ""], now: Now) -> tuple[Limit, Float[Array, ""]]:
+        eta, q = numbers(norm, rate, share)
         within = (norm <= state).astype(norm.dtype)
-        return state, state * jnp.exp(-rate * (within - share))
+        moved = state * jnp.exp(-eta * (within - q))
+        # It moves in proportion to itself: from 0 and from infinity there would be no way back.
+        range_ = jnp.finfo(norm.dtype)
+        moved = jnp.clip(moved, range_.tiny, range_.max)
+        return state, jnp.where(jnp.isinf(state), state, moved)
 
     return Threshold(init, update)

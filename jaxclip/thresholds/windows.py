@@ -5,9 +5,18 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .base import Limit, Norm, Now, Threshold, checked, whole_number
-
-Number = float | Array
+from ..norms import ratio
+from .base import (
+    Limit,
+    Norm,
+    Now,
+    Number,
+    Threshold,
+    check_number,
+    check_quantile,
+    check_whole_number,
+    numbers,
+)
 
 
 class Window(NamedTuple):
@@ -29,12 +38,23 @@ def push(window: Window, value: Norm) -> Window:
 
 
 def mean_and_deviation(window: Window, ddof: int = 0) -> tuple[Norm, Norm]:
-    """Returns mean and standard deviation of the values; 0 and 0 of none."""
+    r"""Returns mean and standard deviation of the values; 0 and 0 of none.
+
+    $$\mu = a + 2d\,\overline{x}, \quad \sigma = 2d \sqrt{\overline{(x - \overline{x})^2}}, \qquad
+    x = \frac{v - a}{2d}, \quad a = \min v, \quad 2d = \max v - \min v$$
+
+    so that nothing leaves the range of the dtype, and equal values have exactly themselves as mean.
+    """
     held = jnp.arange(window.values.size, dtype=jnp.int32) < window.seen
-    number = jnp.minimum(window.seen, window.values.size).astype(window.values.dtype)
-    mean = jnp.sum(jnp.where(held, window.values, 0)) / jnp.maximum(number, 1)
-    squares = jnp.sum(jnp.where(held, jnp.square(window.values - mean), 0))
-    return mean, jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
+    values = jnp.where(held, window.values, window.values[0])
+    number = jnp.minimum(window.seen, values.size).astype(values.dtype)
+    low = jnp.min(values)
+    d = jnp.max(values) / 2 - low / 2
+    x = ratio(values / 2 - low / 2, jnp.sqrt(jnp.where(d > 0, d, 1)))
+    mean = jnp.sum(jnp.where(held, x, 0)) / jnp.maximum(number, 1)
+    squares = jnp.sum(jnp.where(held, jnp.square(x - mean), 0))
+    deviation = jnp.sqrt(squares / jnp.maximum(number - ddof, 1))
+    return low + d * mean + d * mean, jnp.minimum(2 * (d * deviation), jnp.finfo(d.dtype).max)
 
 
 def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
@@ -42,8 +62,8 @@ def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
 
     $$\tau_t = \mu + k \max(\sigma, 10^{-6})$$
 
-    of the last $N$ finite norms before this one, as they were before the clip. There is no limit
-    before there are $\max(2, N/2)$ of them.
+    of the last $N$ norms before this one, as they were before the clip. There is no limit before
+    there are $\max(2, N/2)$ of them.
 
     Args:
       sigma: $k$.
@@ -56,14 +76,15 @@ def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
     Source:
       `clip_update_by_historical_norm` of Levanter.
     """
-    sigma, window = checked("sigma", sigma), whole_number("window", window, 2)
+    sigma, window = check_number("sigma", sigma), check_whole_number("window", window, 2)
 
     def init(norm: Norm) -> Window:
         return empty(window, norm.dtype)
 
     def update(norm: Norm, state: Window, now: Now) -> tuple[Limit, Window]:
         mean, deviation = mean_and_deviation(state)
-        limit = mean + sigma * jnp.maximum(deviation, 1e-6)
+        [k] = numbers(norm, sigma)
+        limit = mean + k * jnp.maximum(deviation, 1e-6)
         enough = state.seen >= max(2, window // 2)
         return jnp.where(enough, limit, jnp.inf), push(state, norm)
 
@@ -97,8 +118,8 @@ def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
     Source:
       Seetharaman et al. 2020 (AutoClip), arXiv 2007.14469, over a window.
     """
-    share = checked("quantile", quantile, at_most=1)
-    window = whole_number("window", window, 1)
+    share = check_quantile(quantile)
+    window = check_whole_number("window", window, 1)
 
     def init(norm: Norm) -> SortedWindow:
         return SortedWindow(empty(window, norm.dtype), jnp.full(window, jnp.inf, norm.dtype))
@@ -110,7 +131,8 @@ def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
         ordered = _replaced(ordered, leaving, norm)
         ring = push(ring, norm)
         last = (jnp.minimum(ring.seen, window) - 1).astype(norm.dtype)
-        position = share * last
+        [q] = numbers(norm, share)
+        position = q * last
         below = jnp.floor(position).astype(jnp.int32)
         above = jnp.ceil(position).astype(jnp.int32)
         low, high = ordered[below], ordered[above]

@@ -31,10 +31,11 @@ FLOORS = {
         "per_example",
         "thresholds",
         "shrinks",
-        "metrics",
-        "leaves",
         "singular",
+        "leaves",
+        "clip_metrics",
         "norms",
+        "bits",
     ],
 }
 

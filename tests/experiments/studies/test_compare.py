@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from experiments.studies.settings import SETTINGS, Setting
 from experiments.studies.study import Study, best, p_value, p_values, verdict
 from experiments.sweeps import grid
 from experiments.sweeps.grid import values
+from experiments.training import train
 from tests.experiments.line import LINE, Line
 
 ROOT = Path(__file__).parents[3]
@@ -259,6 +261,15 @@ def test_every_method_has_a_knob_of_five_values():
     assert set(knobs.KNOBS) == set(jaxclip.named())
     for knob in knobs.KNOBS.values():
         assert len(set(knob.values)) == 5
+
+
+@pytest.mark.parametrize("method", jaxclip.named())
+def test_the_metrics_of_every_method_are_found_in_its_state(method):
+    clip = knobs.make_clip(method, jnp.asarray(knobs.KNOBS[method].values[0]))
+    params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+    [name] = jaxclip.metrics(clip.init(params))
+    assert name == train.CLIP
+    assert train.find_metrics(clip.init(params)) is not None
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -1,5 +1,6 @@
 """What a clip did, kept in the optimizer's state, where it costs no second pass."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ class ClipMetrics(NamedTuple):
       limit: what the norm was compared with; `inf` before the first step.
       clipped: the share of the blocks that were shrunk, from 0 to 1.
       clip_rate: the share of the steps so far in which any block was shrunk.
-      nonfinite: the number of steps so far in which a block held nan or infinity.
+      nonfinite: the number of steps so far in which a block held nan or infinity, or its limit was
+        nan.
     """
 
     norm: Float[Array, ""]
@@ -40,7 +42,7 @@ def initial(dtype: jnp.dtype) -> ClipMetrics:
     )
 
 
-def observed(
+def observe(
     before: ClipMetrics,
     sizes: Sequence[Float[Array, ""]],
     clipped: Float[Array, ""],
@@ -59,11 +61,11 @@ def observed(
         limit.astype(dtype),
         clipped.astype(dtype),
         before.clip_rate + (shrank - before.clip_rate) / steps.astype(dtype),
-        before.nonfinite + (~jnp.isfinite(norm)).astype(jnp.int32),
+        before.nonfinite + (~jnp.isfinite(norm) | jnp.isnan(limit)).astype(jnp.int32),
     )
 
 
-def pooled(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
+def pool(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
     """The root mean squares over all blocks; nan or infinite where the value of any block is."""
     if all(len(blocks) == 1 and blocks[0].ndim == 0 for blocks in values):
         return [blocks[0] for blocks in values]
@@ -72,9 +74,17 @@ def pooled(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
 
 def share(blocks: Sequence[Bool[Array, "..."]]) -> Float[Array, ""]:
     """The share of the blocks of which something is true."""
-    none = jnp.zeros((), jnp.int32)
-    true = sum((jnp.sum(block, dtype=jnp.int32) for block in blocks), start=none)
-    return true.astype(jnp.float32) / max(1, sum(block.size for block in blocks))
+
+    def number(block: Bool[Array, "..."]) -> Float[Array, ""]:
+        if not isinstance(block.size, int) or block.size < 2**31:
+            return jnp.sum(block, dtype=jnp.int32).astype(jnp.float32)
+        # An int32 would overflow, and float32 stops counting one by one at 2^24.
+        dtype = jnp.int32 if block.shape[-1] < 2**31 else jnp.float32
+        return jnp.sum(jnp.sum(block, axis=-1, dtype=dtype).astype(jnp.float32))
+
+    none = jnp.zeros((), jnp.float32)
+    size = norms.count(sum(block.size for block in blocks), jnp.dtype(jnp.float32))
+    return sum(map(number, blocks), start=none) / jnp.maximum(size, 1)
 
 
 def metrics(opt_state: Any) -> dict[str, ClipMetrics]:
@@ -97,16 +107,20 @@ def metrics(opt_state: Any) -> dict[str, ClipMetrics]:
       >>> print(jaxclip.metrics(opt_state)["clip"].norm)
       5.0
     """
-    found: dict[str, ClipMetrics] = {}
+    clips: list[tuple[str, ClipMetrics]] = []
     entries, _ = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_metrics)
     for path, value in entries:
         if _is_metrics(value):
             name = path[-1].key
-            same = sum(known == name or known.startswith(f"{name}_") for known in found)
             fields = value if isinstance(value, Mapping) else value._asdict()
-            found[f"{name}_{same + 1}" if same else name] = ClipMetrics(
-                **{field: _array(x) for field, x in fields.items()}
-            )
+            clips.append((name, ClipMetrics(**{field: _array(x) for field, x in fields.items()})))
+    taken = {name for name, _ in clips}
+    found: dict[str, ClipMetrics] = {}
+    for name, value in clips:
+        free = (
+            f"{name}_{k}" for k in itertools.count(2) if f"{name}_{k}" not in taken | set(found)
+        )
+        found[next(free) if name in found else name] = value
     return found
 
 

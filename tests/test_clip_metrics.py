@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
 import jaxclip
+from tests.helpers import METHODS
 
 
 def _two_clips():
@@ -28,6 +30,26 @@ def test_metrics_of_two_clips_in_one_chain():
     assert float(found["clip"].norm) == 5.0
     np.testing.assert_allclose(found["clip_2"].norm, 0.1, rtol=1e-6)
     np.testing.assert_allclose(found["clip_2"].clipped_norm, 0.05, rtol=1e-6)
+
+
+def test_metrics_names_are_counted_exactly():
+    """A name that begins with another is not the same, and one that is taken is left out."""
+    clip = jaxclip.clip_by_global_norm
+    names = ["clip_head", "clip", "clip_2", "clip", "clip_head"]
+    tx = optax.chain(*[clip(1.0 + k, name=name) for k, name in enumerate(names)])
+    found = jaxclip.metrics(tx.update(jnp.full(1, 9.0), tx.init(jnp.ones(1)))[1])
+    assert list(found) == ["clip_head", "clip", "clip_2", "clip_3", "clip_head_2"]
+    assert [float(m.limit) for m in found.values()] == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("name", sorted(jaxclip.named()))
+def test_metrics_of_a_method_are_one_entry_under_its_own_name(name):
+    [case] = [case for case in METHODS if case.name == name]
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    assert list(jaxclip.metrics(jax.eval_shape(case.make().init, params))) == ["clip"]
+    if case.options:
+        own = jax.eval_shape(case.make(name="mine").init, params)
+        assert list(jaxclip.metrics(own)) == ["mine"]
 
 
 def test_metrics_before_the_first_step_and_without_a_clip():

@@ -1,0 +1,195 @@
+"""Trees of limits: the threshold of each block, and what the thresholds remember of all blocks."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from ..bits import not_negative
+from ..leaves import is_none, leaves_with_path
+from .base import LimitLike, Now, Threshold, as_threshold
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LimitTree:
+    """Thresholds for all blocks of a measure.
+
+    Their state has the structure of the thresholds. At each of them stands what that threshold
+    remembers, every field of it a tree like the norms, as `optax.tree.map_params` and the rules for
+    the sharding of optimizer states expect it.
+
+    Attributes:
+      thresholds: a tree of thresholds, a prefix of the norms.
+    """
+
+    thresholds: PyTree[Threshold]
+
+    @property
+    def reads_params(self) -> bool:
+        """Whether any threshold wants the norms of the parameters."""
+        return any(one.reads_params for one in self._ones)
+
+    def init(self, norms: PyTree, dtype: jnp.dtype) -> PyTree:
+        """Returns the first state, given the shapes of the norms."""
+        self.spread(norms)
+
+        def first_state(one: Threshold, fields: Any, blocks: PyTree) -> Any:
+            arrays, structure = jax.tree.flatten(blocks)
+            states = [
+                fields.flatten_up_to(_over_blocks(one.init, x.ndim)(jnp.zeros_like(x, dtype)))
+                for x in arrays
+            ]
+            columns = [[state[k] for state in states] for k in range(fields.num_leaves)]
+            return fields.unflatten([structure.unflatten(column) for column in columns])
+
+        each = zip(self._ones, self._fields, self._prefix.flatten_up_to(norms), strict=True)
+        return self._prefix.unflatten([first_state(*one) for one in each])
+
+    def update(
+        self,
+        norms: PyTree[Array],
+        state: PyTree,
+        param_norms: PyTree[Array],
+        step: Int[Array, ""],
+        extra_args: Mapping[str, Any],
+    ) -> tuple[PyTree[Array], PyTree]:
+        """Returns the limit of every block, and the next state.
+
+        A norm that is not finite, or that has a limit of nan, teaches nothing.
+        """
+        self.spread(norms)
+
+        def of_one_block(
+            one: Threshold, norm: Array, state: Any, param_norm: Array
+        ) -> tuple[Array, Any]:
+            finite = jnp.isfinite(norm)
+            now = Now(step, param_norm if one.reads_params else None, extra_args)
+            limit, learned = one.update(jnp.where(finite, norm, 0), state, now)
+            limit = not_negative(jnp.asarray(limit, norm.dtype))
+            learns = finite & ~jnp.isnan(limit)
+            return limit, jax.tree.map(
+                lambda new, old: jnp.where(learns, jnp.asarray(new, old.dtype), old), learned, state
+            )
+
+        def of_one_threshold(
+            one: Threshold, fields: Any, norms: PyTree, state: Any, param_norms: PyTree
+        ) -> tuple[PyTree, Any]:
+            places, structure = jax.tree.flatten(norms, is_leaf=is_none)
+            beside, _ = jax.tree.flatten(param_norms, is_leaf=is_none)
+            columns = [jax.tree.flatten(x, is_leaf=is_none) for x in fields.flatten_up_to(state)]
+            for (remembered, _), field in zip(columns, fields.flatten_up_to(state), strict=True):
+                if len(remembered) != len(places):
+                    _refuse_other_leaves(norms, field)
+            limits, rows = [], []
+            for k, (norm, param_norm) in enumerate(zip(places, beside, strict=True)):
+                limit, row = None, fields.unflatten([remembered[k] for remembered, _ in columns])
+                if norm is not None:  # None has no gradient at this step
+                    decide = _over_blocks(functools.partial(of_one_block, one), norm.ndim)
+                    limit, row = decide(norm, row, param_norm)
+                limits.append(limit)
+                rows.append(fields.flatten_up_to(row))
+            learned = [
+                treedef.unflatten([row[k] for row in rows])
+                for k, (_, treedef) in enumerate(columns)
+            ]
+            return structure.unflatten(limits), fields.unflatten(learned)
+
+        trees = [self._prefix.flatten_up_to(x) for x in (norms, state, param_norms)]
+        each = zip(self._ones, self._fields, *trees, strict=True)
+        limits, states = zip(*[of_one_threshold(*one) for one in each], strict=True)
+        return self._prefix.unflatten(limits), self._prefix.unflatten(states)
+
+    def given(self, arrays: PyTree[Array], step: Int[Array, ""], dtype: jnp.dtype) -> list[Array]:
+        """The limit of each array, by thresholds that neither look at a norm nor remember any."""
+        zero, now = jnp.zeros((), dtype), Now(step, None, {})
+        return [
+            not_negative(jnp.asarray(one.update(zero, (), now)[0], dtype))
+            for one in self.spread(arrays)
+        ]
+
+    def spread(self, norms: PyTree) -> list[Threshold]:
+        """The threshold of each array of blocks; an error if the thresholds are no prefix."""
+        thresholds = self.thresholds
+        if (
+            isinstance(thresholds, dict)
+            and isinstance(norms, dict)
+            and thresholds.keys() != norms.keys()
+        ):
+            unknown = [key for key in thresholds if key not in norms]
+            unlimited = [key for key in norms if key not in thresholds]
+            problem = f"unknown: {unknown}" if unknown else f"without a limit: {unlimited}"
+            raise ValueError(
+                f"The limits do not match the blocks, which are {list(norms)} ({problem}). Give "
+                "each of these a limit; None means unlimited."
+            )
+        try:
+            spread = jax.tree.broadcast(thresholds, norms, is_leaf=is_threshold)
+        except ValueError as error:
+            raise ValueError(
+                f"The limits have the structure {self._prefix}, which is no prefix of that of the "
+                f"norms, {jax.tree.structure(norms)}. Give one limit for all, or a limit for every "
+                "block."
+            ) from error
+        return jax.tree.leaves(spread, is_leaf=is_threshold)
+
+    @functools.cached_property
+    def _ones(self) -> list[Threshold]:
+        return jax.tree.leaves(self.thresholds, is_leaf=is_threshold)
+
+    @functools.cached_property
+    def _prefix(self) -> Any:
+        return jax.tree.structure(self.thresholds, is_leaf=is_threshold)
+
+    @functools.cached_property
+    def _fields(self) -> list:
+        """The structure of what each threshold remembers of a block."""
+        norm = jax.ShapeDtypeStruct((), jnp.float32)
+        return [jax.tree.structure(jax.eval_shape(one.init, norm)) for one in self._ones]
+
+
+def limit_tree(limits: PyTree[LimitLike | None]) -> LimitTree:
+    """Turns every limit of a tree into a threshold; None becomes infinity."""
+    return LimitTree(
+        jax.tree.map(
+            lambda limit: as_threshold(math.inf if limit is None else limit),
+            limits,
+            is_leaf=_is_limit,
+        )
+    )
+
+
+def is_threshold(x: Any) -> bool:
+    """Whether `x` is a threshold, a leaf in a tree of limits."""
+    return isinstance(x, Threshold)
+
+
+def _is_limit(x: Any) -> bool:
+    # A tree of limits may itself be callable, as an Equinox module is.
+    is_schedule = callable(x) and (
+        isinstance(x, functools.partial) or jax.tree_util.all_leaves([x])
+    )
+    return x is None or is_threshold(x) or is_schedule
+
+
+def _over_blocks(of_one_block: Callable, ndim: int) -> Callable:
+    """Maps a function of one block over an array of blocks of any rank."""
+    for _ in range(ndim):
+        of_one_block = jax.vmap(of_one_block)
+    return of_one_block
+
+
+def _refuse_other_leaves(given: PyTree, remembered: PyTree) -> NoReturn:
+    keystr = jax.tree_util.keystr
+    now = {keystr(path) for path, _ in leaves_with_path(given, is_leaf=is_none)[0]}
+    before = {keystr(path) for path, _ in leaves_with_path(remembered, is_leaf=is_none)[0]}
+    lacking, new = sorted(before - now), sorted(now - before)
+    problem = f"lack {', '.join(lacking)}" if lacking else f"have {', '.join(new)} besides"
+    raise ValueError(
+        f"The updates do not have the leaves that `init` saw: they {problem}. Give `update` a tree "
+        "of the structure of the parameters, with None for what has no gradient."
+    )

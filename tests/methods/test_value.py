@@ -1,0 +1,122 @@
+"""Clipping by value, entry by entry against NumPy, which flushes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxclip
+from tests.helpers import same_bits
+
+FLOATS = [jnp.float32, jnp.bfloat16, jnp.float16]
+LIMITS = [0.0, 1e-45, 1e-41, 1e-38, 1.2e-38, 1e-7, 1.0, 6e4, 3.4e38, np.inf]
+
+
+@functools.cache
+def clipped(method, nonfinite="propagate"):
+    @jax.jit
+    def run(x, limit):
+        tx = method(limit, nonfinite=nonfinite)
+        out, state = tx.update(x, tx.init(x))
+        return out, jaxclip.metrics(state)["clip"]
+
+    return run
+
+
+def every_kind(dtype, seed=0):
+    """Numbers of every exponent, nan and infinity among them; of 16 bits all there are."""
+    if jnp.finfo(dtype).bits == 16:
+        return np.arange(2**16, dtype=np.uint16).view(dtype)
+    rng = np.random.default_rng(seed)
+    anything = rng.integers(0, 2**32, 4000, dtype=np.uint32)
+    subnormal = rng.integers(0, 2**23, 1000, dtype=np.uint32)
+    signs = rng.choice(np.uint32([0, 2**31]), 1000)
+    special = np.float32([0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 1.1754944e-38]).view(np.uint32)
+    return np.concatenate([anything, subnormal | signs, special]).view(np.float32)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("method", [jaxclip.clip_by_value, jaxclip.u_clip])
+def test_value_is_that_of_numpy_bit_for_bit(method, dtype):
+    x = every_kind(dtype)
+    wide = x.astype(np.float32)
+    for limit in map(np.float32, LIMITS):
+        out, _ = clipped(method, "zero")(x, limit)
+        with np.errstate(over="ignore"):  # where nothing is beyond it
+            at_limit = np.copysign(limit, wide).astype(dtype)
+        wanted = np.where(np.abs(wide) <= limit, x, at_limit)
+        wanted = np.where(np.isfinite(wide), wanted, np.zeros((), dtype))
+        # Where the limit is 0 the sign of a zero is anyone's.
+        assert same_bits(out, wanted) or (limit == 0 and not np.any(np.asarray(out)))
+        kept, _ = clipped(method)(x, limit)
+        assert same_bits(np.isnan(kept.astype(np.float32)), ~np.isfinite(wide))
+
+
+def test_value_of_complex_entries_over_the_whole_range():
+    rng = np.random.default_rng(0)
+    z = np.stack([every_kind(jnp.float32), rng.permutation(every_kind(jnp.float32))], -1)
+    z = z[np.all(np.isfinite(z), -1)].view(np.complex64)[:, 0]
+    exact = z.astype(np.complex128)
+    size = np.abs(exact)
+    for limit in map(np.float32, LIMITS):
+        out, _ = clipped(jaxclip.clip_by_value)(z, limit)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            wanted = np.where(size > limit, exact * (float(limit) / size), exact)
+            wanted[size > jnp.finfo(jnp.float32).max] = np.nan  # a norm that is no float32
+        within = size < float(limit) * (1 - 1e-6)
+        assert same_bits(np.asarray(out)[within], z[within])
+        np.testing.assert_allclose(np.isnan(out), np.isnan(wanted))
+        defined = ~np.isnan(wanted)
+        np.testing.assert_allclose(
+            np.asarray(out, np.complex128)[defined], wanted[defined], rtol=1e-6, atol=2e-45
+        )
+
+
+def test_value_of_a_traced_limit_that_is_nan_or_negative():
+    x = jnp.array([0.0, -1.0, 1e-40, 3e38], jnp.float32)
+    for nonfinite, wanted in (("propagate", np.nan), ("zero", 0.0)):
+        out, metrics = clipped(jaxclip.clip_by_value, nonfinite)(x, jnp.float32(np.nan))
+        np.testing.assert_array_equal(out, np.full(4, wanted))
+        assert float(metrics.clipped) == 0
+    assert not np.any(clipped(jaxclip.clip_by_value)(x, jnp.float32(-1.0))[0])
+
+
+def test_value_means_the_limits_over_entries():
+    gradient = {"w": jnp.ones((3, 3)), "b": jnp.ones(3), "empty": jnp.ones((3, 0))}
+    tx = jaxclip.clip_by_value({"w": 1.0, "b": 2.0, "empty": None})
+    _, state = tx.update(gradient, tx.init(gradient))
+    np.testing.assert_allclose(jaxclip.metrics(state)["clip"].limit, np.sqrt(21 / 12), rtol=1e-6)
+
+
+def test_value_is_exported_of_any_shape():
+    def update(x):
+        tx = jaxclip.clip_by_value({"matrix": 1.0, "row": 2.0})
+        tree = {"matrix": x, "row": x[0]}
+        return tx.update(tree, tx.init(tree))
+
+    shape = export.symbolic_shape("n, m")
+    exported = export.export(jax.jit(update))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    out, state = exported.call(3 * jnp.ones((3, 5)))
+    np.testing.assert_array_equal(out["matrix"], np.ones((3, 5)))
+    np.testing.assert_allclose(
+        jaxclip.metrics(state)["clip"].limit, np.sqrt((15 + 5 * 4) / 20), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [jaxclip.clip_by_value, jaxclip.u_clip, jaxclip.clip_weights],
+    ids=lambda m: m.__name__,
+)
+def test_value_of_more_entries_than_an_integer_counts(method):
+    large = {
+        "a": jax.ShapeDtypeStruct((10**6, 10**6), jnp.float32),
+        "b": jax.ShapeDtypeStruct((2**16, 2**16), jnp.bfloat16),
+    }
+    tx = method(1.0)
+    out, state = jax.eval_shape(lambda g: tx.update(g, tx.init(g), g), large)
+    assert jax.tree.map(lambda x: x.shape, out) == jax.tree.map(lambda x: x.shape, large)
+    assert jaxclip.metrics(state)["clip"].clipped.dtype == jnp.float32

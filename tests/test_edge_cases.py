@@ -1,0 +1,128 @@
+"""`docs/edge-cases.md`, row by row."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxclip
+from tests.helpers import same_bits
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "edge-cases.md").read_text()
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+OUTCOMES = [tuple(row) for row in ROWS if len(row) == 3 and row[0] != "norm"]
+HELD_BY = [row[-1].strip("`") for row in ROWS if len(row) == 2]
+
+METHODS = {
+    "value": jaxclip.clip_by_value,
+    "global": jaxclip.clip_by_global_norm,
+    "largest": functools.partial(jaxclip.clip_by_global_norm, ord=np.inf),
+    "leaf": jaxclip.clip_by_leaf_norm,
+    "unit": jaxclip.clip_by_unit_norm,
+    "rms": jaxclip.clip_by_block_rms,
+    "singular values": jaxclip.clip_singular_values,
+}
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64]
+
+# One number makes a gradient of one entry, whose norm is its size under every measure.
+NORMS = {
+    "0": [0.0, -0.0],
+    "within the limit": [0.5, -0.25, 1e-4, 6e-8, 1e-30, 1e-40],
+    "finite": [0.0, -0.0, 1e-40, 0.5, -4e4, 1e38, -3e38],
+    "beyond the limit": [1.5, -100.0, 4e4, 1e30, 3e38],
+    "positive": [1e-40, 6e-8, 0.5, -4e4, 3e38],
+    "nan or infinite": [np.nan, np.inf, -np.inf],
+    "any": [0.5, -4e4],
+}
+LIMITS = {
+    "any number": [0.0, 1e-3, 1.0, np.inf],
+    "finite": [1.0],
+    "infinite": [np.inf],
+    "0": [0.0],
+    "negative, traced": [-1.0, -np.inf],
+    "nan, traced": [np.nan],
+}
+
+
+@functools.cache
+def clipped(method: str, nonfinite: str):
+    """Every gradient of one entry, with every limit."""
+
+    def one(gradient, limit):
+        tx = METHODS[method](limit, nonfinite=nonfinite)
+        out, state = tx.update(gradient, tx.init(gradient))
+        return out, jaxclip.metrics(state)["clip"].nonfinite
+
+    return jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("row", OUTCOMES, ids=[f"{norm}-{limit}" for norm, limit, _ in OUTCOMES])
+def test_edge_cases_a_row_is_true(row, method):
+    norm, limit, outcome = row
+    if outcome.startswith("`ValueError`"):
+        for number in (-1.0, -1, np.nan, np.float32(-1)):
+            with pytest.raises(ValueError, match="limit"):
+                METHODS[method](number)
+        return
+    sizes, limits = np.array(NORMS[norm]), jnp.asarray(LIMITS[limit], jnp.float32)
+    for dtype in DTYPES:
+        with np.errstate(over="ignore"):
+            entries = jnp.asarray(sizes, jnp.float32).astype(dtype)
+        gradients = entries.reshape(-1, 1, 1)
+        gradients = gradients[_belongs(norm, np.asarray(gradients))]
+        for nonfinite, bad in (("propagate", np.nan), ("zero", 0.0)):
+            outs, counts = clipped(method, nonfinite)(gradients, limits)
+            wide = jnp.complex64 if dtype == jnp.complex64 else jnp.float32
+            values = np.asarray(outs.astype(wide))
+            if outcome == "unchanged":
+                expected = np.broadcast_to(np.asarray(gradients)[:, None], outs.shape)
+                assert same_bits(np.ascontiguousarray(expected), np.asarray(outs))
+            elif outcome == "scaled to the limit":
+                ulps = 8 * float(jnp.finfo(dtype).eps)
+                np.testing.assert_allclose(np.abs(values), 1.0, rtol=ulps)
+                signs = np.sign(np.asarray(gradients.astype(wide)).real)[:, None]
+                np.testing.assert_array_equal(
+                    np.sign(values.real), np.broadcast_to(signs, values.shape)
+                )
+            elif outcome in ("zero", "as at a limit of 0"):
+                assert not np.any(values)
+            else:
+                assert outcome == "not finite"
+                np.testing.assert_array_equal(np.isnan(values), np.isnan(bad))
+                assert np.isnan(bad) or not np.any(values)
+                np.testing.assert_array_equal(counts, 1)
+
+
+def _belongs(norm: str, gradients: np.ndarray) -> np.ndarray:
+    """Which numbers still are of their row when they have been rounded to the dtype."""
+    with np.errstate(invalid="ignore"):
+        sizes = np.abs(gradients.astype(np.complex128)).ravel()
+    within = {"within the limit": sizes <= 1, "beyond the limit": sizes > 1, "positive": sizes > 0}
+    finite = within.get(norm, np.full(len(sizes), True)) & np.isfinite(sizes)
+    return ~np.isfinite(sizes) if norm == "nan or infinite" else finite
+
+
+def test_edge_cases_every_phrase_of_the_table_is_known():
+    assert len(OUTCOMES) == 9
+    assert {norm for norm, _, _ in OUTCOMES} == set(NORMS)
+    assert {limit for _, limit, _ in OUTCOMES} == {*LIMITS, "negative or nan, a Python number"}
+
+
+@pytest.mark.parametrize("test", HELD_BY)
+def test_edge_cases_are_held_by_tests_that_exist(test):
+    if test != "held by":
+        sources = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+        assert re.search(rf"^def {test}\(", sources, re.MULTILINE)
+
+
+def test_edge_cases_at_zero_the_derivative_of_a_clip_is_one():
+    for method in METHODS:
+        tx = METHODS[method](1.0)
+        slope = jax.grad(lambda g, tx=tx: jnp.sum(tx.update(g, tx.init(g))[0]))(jnp.zeros((1, 1)))
+        np.testing.assert_array_equal(slope, [[1.0]])
