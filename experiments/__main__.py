@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = parse(arguments)
         if isinstance(options, Run) and options.resume is not None:
-            options = parse(arguments, options.resumed())
+            options = parse(arguments, options.restore_options())
         options.carry_out(shlex.join([*PROGRAM.split(), *arguments]))
     except (BadInput, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -80,16 +80,16 @@ class Run(abc.ABC):
 
     def identity(self) -> dict[str, Any]:
         """Returns the options that decide a run's bits, as JSON values, defaults included."""
-        kept = {name: getattr(self, name) for name in self.deciding()}
+        kept = {name: getattr(self, name) for name in self.identity_fields()}
         plain = {key: list(x) if isinstance(x, tuple) else x for key, x in kept.items()}
         return {"task": self.task, **plain}
 
     @classmethod
-    def deciding(cls) -> list[str]:
+    def identity_fields(cls) -> list[str]:
         """Returns the names of the options that decide a run's bits."""
         return [field.name for field in dataclasses.fields(cls) if field.name not in PLACES]
 
-    def resumed(self) -> Self:
+    def restore_options(self) -> Self:
         """Returns these options with those of the run that they resume.
 
         Raises:
@@ -101,7 +101,7 @@ class Run(abc.ABC):
         if kept.get("task") != self.task:
             raise BadInput(f"{path} is that of a run of {kept.get('task')}, not of {self.task}")
         types = typing.get_type_hints(type(self))
-        hints = {"task": str, **{name: types[name] for name in self.deciding()}}
+        hints = {"task": str, **{name: types[name] for name in self.identity_fields()}}
         with files.read_errors(path, "restore it, or start a new run"):
             files.check_record(kept, hints, hints)
             del kept["task"]
@@ -198,9 +198,9 @@ class RunMnist(Run):
             raise BadInput(f"--hidden is {self.hidden}: give widths of 1 or more")
         return Config(
             task=Mnist(self.hidden, self.precision, dataset=self.dataset),
-            clip=self.named_clip(),
+            clip=self.parse_clip(),
             optimizer=OPTIMIZERS[self.optimizer],
-            schedule=self.named_limit().shape,
+            schedule=self.parse_limit().shape,
             clip_last=self.clip_last,
             batch_size=self.batch_size,
             epochs=self.epochs,
@@ -210,13 +210,13 @@ class RunMnist(Run):
         """Returns the numbers of the training."""
         check_learning_rate(self.learning_rate)
         check_seed(self.seed)
-        limit = self.named_limit()
+        limit = self.parse_limit()
         return trial(self.seed, self.learning_rate, limit.first, limit.last, limit.by)
 
-    def named_clip(self) -> Clip:
+    def parse_clip(self) -> Clip:
         """Returns the clip of this run, tried at both ends of its limit."""
         clip = Clip(self.clip)
-        limit = self.named_limit()
+        limit = self.parse_limit()
         for value in (limit.first, limit.last):
             try:
                 clip(value)
@@ -226,7 +226,7 @@ class RunMnist(Run):
                 raise BadInput(f"--clip {clip.text}: {error}") from error
         return clip
 
-    def named_limit(self) -> Limit:
+    def parse_limit(self) -> Limit:
         """Returns the limit of this run."""
         clip = Clip(self.clip)
         if self.limit is None:

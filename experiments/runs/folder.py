@@ -209,14 +209,14 @@ class Run:
         Raises:
             BadInput: the checkpoint comes from another training, or from a later epoch.
         """
-        for epoch in sorted(self.kept_epochs(), reverse=True):
+        for epoch in sorted(self.checkpoint_epochs(), reverse=True):
             if epoch > epochs:
                 raise BadInput(
                     f"{self.folder} has a checkpoint of epoch {epoch}, and the run has {epochs} "
                     f"epochs: restore its config.json, or start a new run"
                 )
             try:
-                record = self.verified(epoch, like)
+                record = self.verify(epoch, like)
                 if different := files.differences(record["made_by"], made_by):
                     break
                 return self.read(epoch, like, record["state_sha256"])
@@ -235,7 +235,7 @@ class Run:
             f"it, or start a new run"
         )
 
-    def kept_epochs(self) -> list[int]:
+    def checkpoint_epochs(self) -> list[int]:
         """Returns the epochs that have checkpoints."""
         folder = self.folder / "checkpoints"
         if not folder.exists():
@@ -243,7 +243,7 @@ class Run:
         with files.read_errors(folder, "remove it, and resume the run"):
             return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
-    def verified(self, epoch: int, like: State) -> Checkpoint:
+    def verify(self, epoch: int, like: State) -> Checkpoint:
         """Returns the record of a checkpoint, or raises `ValueError` where it is damaged."""
         record = files.read_json(self.record(epoch), Checkpoint, "")
         # Before Orbax reads them: its reports of damaged files are pages long.

@@ -158,14 +158,14 @@ def open_folder(job: Job, place: Place) -> Iterator[Run]:
         else:
             folder = open_run(place.resume)
             stack.enter_context(folder.lock())
-            check_same(job.identity, folder)
+            check_identity(job.identity, folder)
         try:
             yield folder
         except KeyboardInterrupt as error:
             raise Stopped(place.again(folder.folder)) from error
 
 
-def check_same(wanted: Mapping[str, Any], folder: Run) -> None:
+def check_identity(wanted: Mapping[str, Any], folder: Run) -> None:
     """Raises `BadInput` where the options of a run differ from those that are wanted."""
     kept = folder.identity
     different = [key for key in wanted.keys() | kept.keys() if wanted.get(key) != kept.get(key)]

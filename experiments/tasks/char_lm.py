@@ -103,15 +103,15 @@ class CharLm(OfNetwork):
 
     def loss(self, params: Params, batch: jax.Array) -> jax.Array:
         """Returns the mean cross-entropy f32[] of the characters of a batch of windows."""
-        logits, following = self.predicted(params, batch)
+        logits, following = self.predict(params, batch)
         return optax.softmax_cross_entropy_with_integer_labels(logits, following).mean()
 
     def score(self, params: Params, test: jax.Array) -> jax.Array:
         """Returns the accuracy f32[] of the next characters."""
-        logits, following = self.predicted(params, test)
+        logits, following = self.predict(params, test)
         return jnp.mean(logits.argmax(-1) == following, dtype=jnp.float32)
 
-    def predicted(self, params: Params, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(self, params: Params, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of every character but the first, and those characters."""
         text = text.astype(jnp.int32)
         return self.network(params)(text[:, :-1]), text[:, 1:]

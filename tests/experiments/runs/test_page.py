@@ -3,7 +3,9 @@ import PIL.Image
 import pytest
 
 from experiments import files
+from experiments.__main__ import main
 from experiments.pages import figures
+from experiments.runs import folder as runs
 from experiments.runs import page
 from experiments.runs.folder import Metrics
 
@@ -49,3 +51,11 @@ def test_what_is_not_finite_or_not_positive_can_be_drawn(metrics, tmp_path, bad)
     series = {name: np.full(300, bad) for name in ("loss", "norm", "limit")}
     draw(metrics._replace(**series), path)
     assert BLUE in colors(path)
+
+
+def test_a_run_without_an_epoch_has_no_page(tmp_path, capsys):
+    with runs.create_run(tmp_path / "run", "name", {}) as run:
+        run.begin(files.versions())
+        run.cut(0)
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "has no finished epoch: continue it with --resume" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_a_run_is_not_resumed_as_another(tiny_mnist, finished):
 def test_the_options_of_a_run_are_found_again(finished):
     folder, _ = finished
     elsewhere = RunMnist(resume=folder, mnist_dir=Path("digits"))
-    assert elsewhere.resumed() == dataclasses.replace(
+    assert elsewhere.restore_options() == dataclasses.replace(
         OPTIONS, resume=folder, mnist_dir=Path("digits"), out=None
     )
 
@@ -154,7 +154,7 @@ def test_a_damaged_config_is_told_in_a_line(tmp_path, config, message):
     else:
         path.write_bytes(config if isinstance(config, bytes) else config.encode())
     with pytest.raises(BadInput, match=message) as told:
-        RunMnist(resume=tmp_path).resumed()
+        RunMnist(resume=tmp_path).restore_options()
     assert "\n" not in str(told.value)
     assert str(tmp_path) in str(told.value)
 

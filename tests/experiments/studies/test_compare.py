@@ -5,22 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxclip
 from experiments import files
 from experiments.__main__ import main
-from experiments.errors import BadInput
 from experiments.pages import report
-from experiments.runs import folder as runs
 from experiments.studies import catalog, compare, knobs, page, study
-from experiments.studies.settings import SETTINGS, Setting
+from experiments.studies.settings import Setting
 from experiments.studies.study import Study, best, p_value, p_values, verdict
-from experiments.sweeps import grid
 from experiments.sweeps.grid import values
-from experiments.training import train
 from tests.experiments.line import LINE, Line
 
 ROOT = Path(__file__).parents[3]
@@ -206,14 +200,6 @@ def test_a_damaged_chunk_of_the_last_arm_is_told_before_the_first_is_trained(lin
     assert len(list((lines / "there/arms").iterdir())) == 1
 
 
-def test_a_run_without_an_epoch_has_no_page(tmp_path, capsys):
-    with runs.create_run(tmp_path / "run", "name", {}) as run:
-        run.begin(files.versions())
-        run.cut(0)
-    assert main(["report", str(tmp_path / "run")]) == 2
-    assert "has no finished epoch: continue it with --resume" in capsys.readouterr().err
-
-
 def test_a_second_process_is_refused(lines, capsys):
     (lines / "there").mkdir()
     with files.lock(lines / "there"):
@@ -255,42 +241,3 @@ def test_every_core_is_a_device_and_none_waits_for_a_thread_of_the_others():
         timeout=120,  # of seconds; it takes five
     )
     assert ended.stdout == f"{os.cpu_count()}\n", ended.stderr
-
-
-def test_every_method_has_a_knob_of_five_values():
-    assert set(knobs.KNOBS) == set(jaxclip.named())
-    for knob in knobs.KNOBS.values():
-        assert len(set(knob.values)) == 5
-
-
-@pytest.mark.parametrize("method", jaxclip.named())
-def test_the_metrics_of_every_method_are_found_in_its_state(method):
-    clip = knobs.make_clip(method, jnp.asarray(knobs.KNOBS[method].values[0]))
-    params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
-    [name] = jaxclip.metrics(clip.init(params))
-    assert name == train.CLIP
-    assert train.find_metrics(clip.init(params)) is not None
-
-
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("name", catalog.NAMES)
-def test_the_arms_of_every_study_are_told_apart_and_can_be_tuned(name, full):
-    asked = catalog.find(name)
-    assert asked.name == name
-    made = asked.arms(full)
-    assert len({arm.slug for arm in made}) == len(made) > 1
-    for arm in made:
-        grid.stack(arm.grid)
-        assert hash(arm.setting)
-    tuned = {len(arm.grid) for arm in made if arm.knob}
-    assert len(tuned) == 1, "every arm has the same budget"
-
-
-def test_settings_are_known_by_their_names():
-    assert all(name == setting.name for name, setting in SETTINGS.items())
-    assert len(set(SETTINGS.values())) == len(SETTINGS)
-
-
-def test_a_study_is_what_is_asked_for():
-    with pytest.raises(BadInput, match="is not a study; there are schedules"):
-        catalog.find("nothing_like_it")

@@ -36,22 +36,6 @@ def compilations(monkeypatch):
     return count
 
 
-def test_the_algebra_of_grids():
-    a, b = grid.values("limit", 1, 2), grid.values("seed", 3, 4)
-    assert grid.product(a, b) == [
-        {"limit": 1, "seed": 3},
-        {"limit": 1, "seed": 4},
-        {"limit": 2, "seed": 3},
-        {"limit": 2, "seed": 4},
-    ]
-    assert grid.zipped(a, b) == [{"limit": 1, "seed": 3}, {"limit": 2, "seed": 4}]
-    assert grid.chain(a, b) == [{"limit": 1}, {"limit": 2}, {"seed": 3}, {"seed": 4}]
-    with pytest.raises(ValueError, match="shorter"):
-        grid.zipped(a, grid.values("seed", 3))
-    with pytest.raises(BadInput, match="empty"):
-        grid.stack([])
-
-
 def test_a_killed_sweep_does_only_what_is_missing(tmp_path, equal, compilations):
     whole, told = tmp_path / "whole", []
     expected = sweep.sweep(CONFIG, TRIALS, LINE, whole, chunk=8, report=lambda *n: told.append(n))

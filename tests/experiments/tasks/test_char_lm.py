@@ -30,7 +30,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def predicted():
-    return jax.jit(TASK.predicted)
+    return jax.jit(TASK.predict)
 
 
 @pytest.fixture(scope="module")
