@@ -253,7 +253,8 @@ def singular_values() -> Measure:
             ]
             return replace_measured(updates, treedef.unflatten(new))
 
-        return treedef.unflatten([values for _, values, _ in parts]), FullRange(rescale)
+        values = [norms.at_least_normal(values) for _, values, _ in parts]
+        return treedef.unflatten(values), FullRange(rescale)
 
     return measure
 
