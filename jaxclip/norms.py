@@ -300,7 +300,7 @@ def _bits(x: Array) -> Array:
 
 
 def at_least_normal(size: Array) -> Array:
-    """The size, or the smallest normal number where it is subnormal, as which it can be compared."""
+    """The size, or the smallest normal number where it is subnormal, so that it compares right."""
     return _size_of_bits(magnitude(size))
 
 
