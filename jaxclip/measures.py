@@ -11,7 +11,7 @@ of your own is any function of this form. Those here measure what is floating or
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
@@ -87,7 +87,12 @@ def whole(norm: norms.Norm = norms.l2) -> Measure:
     return measure
 
 
-def per_group(labels: PyTree[Hashable] | Callable, norm: norms.Norm = norms.l2) -> Measure:
+def per_group(
+    labels: PyTree[Hashable] | Callable,
+    norm: norms.Norm = norms.l2,
+    *,
+    groups: Iterable[Hashable] = (),
+) -> Measure:
     r"""The leaves with one label are one block.
 
     $$n_k = \|(g_l : \mathrm{label}(l) = k)\|$$
@@ -96,6 +101,8 @@ def per_group(labels: PyTree[Hashable] | Callable, norm: norms.Norm = norms.l2) 
       labels: as in `optax.partition`, a tree of labels that is a prefix of the updates, or a
         function from the updates to one.
       norm: how a block is measured.
+      groups: the groups of a tree without leaves, as Optax makes one to find the parameters in a
+        state.
 
     Returns:
       A measure whose norms are a dict from label to scalar.
@@ -114,11 +121,11 @@ def per_group(labels: PyTree[Hashable] | Callable, norm: norms.Norm = norms.l2) 
     def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
         tree = labels(updates) if callable(labels) else labels
         label_of = _spread(tree, updates)
-        groups: dict[Any, list[Array]] = {label: [] for label in jax.tree.leaves(tree)}
+        members: dict[Any, list[Array]] = {k: [] for k in jax.tree.leaves(tree) or groups}
         for label, x in zip(label_of, jax.tree.leaves(updates), strict=True):
             if is_measured(x):
-                groups[label].append(jnp.asarray(x))
-        values = norm(list(groups.values()), [()] * len(groups))
+                members[label].append(jnp.asarray(x))
+        values = norm(list(members.values()), [()] * len(members))
 
         def rescale(factors: Factors) -> optax.Updates:
             leaves, treedef = jax.tree.flatten(updates)
@@ -126,7 +133,7 @@ def per_group(labels: PyTree[Hashable] | Callable, norm: norms.Norm = norms.l2) 
                 [scale(x, factors[k]) for k, x in zip(label_of, leaves, strict=True)]
             )
 
-        return dict(zip(groups, values, strict=True)), FullRange(rescale)
+        return dict(zip(members, values, strict=True)), FullRange(rescale)
 
     return measure
 
@@ -253,7 +260,8 @@ def singular_values() -> Measure:
             ]
             return replace_measured(updates, treedef.unflatten(new))
 
-        return treedef.unflatten([values for _, values, _ in parts]), FullRange(rescale)
+        values = [norms.at_least_normal(values) for _, values, _ in parts]
+        return treedef.unflatten(values), FullRange(rescale)
 
     return measure
 

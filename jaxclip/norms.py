@@ -299,6 +299,11 @@ def _bits(x: Array) -> Array:
     return magnitude(x)
 
 
+def at_least_normal(size: Array) -> Array:
+    """The size, or the smallest normal number where it is subnormal, so that it compares right."""
+    return _size_of_bits(magnitude(size))
+
+
 def _size_of_bits(bits: Array) -> Array:
     """The way back from `_bits`; what is subnormal becomes the smallest normal number."""
     dtype = jnp.dtype(f"float{bits.dtype.itemsize * 8}")

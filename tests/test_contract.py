@@ -360,6 +360,21 @@ def test_contract_the_fields_of_a_state_can_be_donated(case):
 
 
 @METHOD
+def test_contract_optax_finds_the_parameters_in_a_state(case):
+    """By which states get the shardings of their parameters; also inside of a wrapper."""
+    for tx in (case.make(), jaxclip.skip_nonfinite(case.make())):
+        state = tx.init(PARAMS)
+        assert same_bits(optax.tree.map_params(tx, lambda x: x, state), state)
+        # What lies beside parameters is as large as they are, or one number each.
+        names = jax.tree.map(lambda x: "leaf", PARAMS)
+        marked = optax.tree.map_params(
+            tx, lambda x, name: name, state, names, transform_non_params=lambda x: "other"
+        )
+        for mark in jax.tree.leaves(marked):
+            assert mark in ("leaf", "other")
+
+
+@METHOD
 def test_contract_more_entries_than_an_int32_counts(case):
     """By shapes alone: 10^12 entries in one array, and 3 10^9 in a vector."""
     params = {

@@ -105,7 +105,8 @@ def clip_by_group_norm(
       >>> print(tx.update(gradient, tx.init(gradient))[0])
       {'body': Array([2.], dtype=float32), 'head': Array([1.], dtype=float32)}
     """
-    return clip(measures.per_group(labels, norms.lp(ord)), dict(limits), **options)
+    measure = measures.per_group(labels, norms.lp(ord), groups=tuple(limits))
+    return clip(measure, dict(limits), **options)
 
 
 @named_method("axes", "ord")

@@ -116,4 +116,5 @@ def _of_complex(z: Array, limit: Array) -> tuple[Array, Array]:
     direction = unit / jnp.where(zero, 1, modulus).astype(z.dtype)
     of_limit = exponent(limit)
     scaled = direction * times_power_of_two(limit, -of_limit).astype(z.dtype)
-    return times_power_of_two(modulus, e), times_power_of_two(scaled, of_limit)
+    at_limit = jnp.where(zero, z, times_power_of_two(scaled, of_limit))  # with the signs of zero
+    return times_power_of_two(modulus, e), at_limit
