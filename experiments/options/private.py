@@ -22,8 +22,7 @@ class RunPrivate(Run):
 
     Attributes:
         epsilon: The privacy budget; 2 and 8 are common. Less is more private, and takes more noise.
-        delta: The probability that the budget does not hold; less than one over the number of
-            examples.
+        delta: The additive slack of the guarantee; less than one over the number of examples.
         limit: The limit of the norm of an example's gradient.
         batch_size: The expected number of examples in a batch; the real one is random.
         epochs: The expected number of times that each example is seen.
