@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 import jaxclip
-from experiments import data as datasets
-from experiments import train
-from experiments.config import Config, trial
+from experiments.tasks import images as datasets
 from experiments.tasks.mnist import Mnist
+from experiments.training import train
+from experiments.training.config import Config, trial
 
 
 # The hand-written training begins here.

@@ -22,10 +22,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxclip
 from benchmarks.paired import seconds
-from experiments import compare, sweep
-from experiments import data as datasets
-from experiments.config import Config
+from experiments.studies import compare
+from experiments.sweeps import grid, sweep
+from experiments.tasks import images as datasets
 from experiments.tasks.mnist import Mnist
+from experiments.training.config import Config
 
 TRIALS, BATCH, INPUTS, HIDDEN, CLASSES, STEPS = 64, 100, 784, 128, 10, 600
 
@@ -34,11 +35,11 @@ def trainings() -> Callable[[], object]:
     """Returns one epoch of all trainings, compiled."""
     mesh = Mesh(np.array(jax.devices()), (sweep.AXIS,))
     config = Config(Mnist(), jaxclip.clip_by_global_norm, epochs=1)
-    limits = sweep.values("limit", *np.logspace(-1, 1, 8))
-    trials = sweep.stack(sweep.product(limits, sweep.values("seed", *range(8))))
+    limits = grid.values("limit", *np.logspace(-1, 1, 8))
+    trials = grid.stack(grid.product(limits, grid.values("seed", *range(8))))
     trials = jax.device_put(trials, NamedSharding(mesh, PartitionSpec(sweep.AXIS)))
     data = jax.device_put(datasets.load("mnist"), NamedSharding(mesh, PartitionSpec()))
-    compiled = sweep.many(config, mesh).lower(trials, data).compile()
+    compiled = sweep.parallel_training(config, mesh).lower(trials, data).compile()
     return lambda: jax.block_until_ready(compiled(trials, data))
 
 

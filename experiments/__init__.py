@@ -1,1 +1,1 @@
-"""Experiments with jaxclip: one training loop, its tasks, and what a run leaves behind."""
+"""Experiments that evaluate jaxclip: one training loop, its tasks, runs, sweeps and studies."""

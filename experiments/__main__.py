@@ -8,80 +8,55 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import tyro
 from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
-from experiments.options import Compare, Pilot, Report, RunMnist
-from experiments.private_options import RunPrivate
+from experiments.options.compare import Compare
+from experiments.options.pilot import Pilot
+from experiments.options.places import command_line
+from experiments.options.private import RunPrivate
+from experiments.options.report import Report
+from experiments.options.run import Run, RunMnist
 
 PROGRAM = "python -m experiments"
 Command = RunMnist | RunPrivate | Compare | Pilot | Report
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command, and returns the exit status: 2 where the user has something to put right."""
+    """Runs a command, and returns the exit status: 2 for an error that the user can fix."""
     try:
-        carry_out(parse(arguments, RunMnist()), arguments)
+        options = parse(arguments)
+        if isinstance(options, Run) and options.resume is not None:
+            options = parse(arguments, options.restore_options())
+        options.carry_out(shlex.join([*PROGRAM.split(), *arguments]))
     except (BadInput, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; --resume FOLDER continues a run, and a study its command", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        again = str(stop) or command_line(list(arguments))
+        print(f"stopped; to continue: {again}", file=sys.stderr)
         return 130
     return 0
 
 
-def carry_out(options: Command, arguments: Sequence[str]) -> None:
-    """Does what the options say."""
-    command = shlex.join([*PROGRAM.split(), *arguments])
-    # Imported after parsing, so that a typing mistake is told at once.
-    match options:
-        case RunMnist():
-            from experiments import run
-
-            if options.resume is not None:
-                resumed = parse(arguments, run.resumed(options))
-                assert isinstance(resumed, RunMnist)
-                options = resumed
-            run.run(options, command)
-        case RunPrivate():
-            from experiments import private
-
-            private.command(options, command)
-        case Compare():
-            from experiments import compare
-
-            compare.command(options, command)
-        case Pilot():
-            from experiments import pilot
-
-            pilot.command(options)
-        case Report():
-            from experiments import answers
-
-            answers.command(options)
-
-
-def parse(arguments: Sequence[str], defaults: RunMnist) -> Command:
-    """Returns the options that the arguments give, or else the defaults."""
-    told = io.StringIO()
+def parse(arguments: Sequence[str], *defaults: RunMnist | RunPrivate) -> Command:
+    """Returns the options that the arguments give, otherwise the defaults."""
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
-            return commands(defaults).cli(
-                prog=PROGRAM, args=arguments, config=[tyro.conf.FlagCreatePairsOff]
-            )
+        with contextlib.redirect_stderr(message):
+            return commands(*defaults).cli(prog=PROGRAM, args=arguments)
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise BadInput(unboxed(told.getvalue())) from exit
+        raise BadInput(unbox(message.getvalue())) from exit
 
 
-def commands(mnist: RunMnist) -> SubcommandApp:
+def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
     """Returns every command with its options, and the defaults of those."""
+    fields = {type(options): vars(options) for options in defaults}
     run = SubcommandApp()
-    run.command(name="mnist")(functools.partial(RunMnist, **vars(mnist)))
-    run.command(name="mnist-private")(RunPrivate)
+    for name, options in {"mnist": RunMnist, "mnist-private": RunPrivate}.items():
+        run.command(name=name)(functools.partial(options, **fields.get(options, {})))
     app = SubcommandApp()
     app.command(run, name="run", help="Train one model on a task.")
     app.command(name="compare")(Compare)
@@ -90,8 +65,8 @@ def commands(mnist: RunMnist) -> SubcommandApp:
     return app
 
 
-def unboxed(message: str) -> str:
-    """Returns what tyro says in a box, with help of many lines, as one line."""
+def unbox(message: str) -> str:
+    """Returns tyro's boxed message of many lines as one line."""
     # The rules between the sections are of hyphens where the output is not UTF-8.
     _, *sections = re.split(r"─{3,}|-{9,}", re.sub("[│╭╮╰╯]", "", message))
     texts = [" ".join(section.split()).rstrip(".") for section in sections]

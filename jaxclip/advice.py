@@ -214,7 +214,7 @@ def suggested(
             why="follows the 90th percentile, by one number of state",
         ),
         called(quantile.autoclip, 90.0, why="follows the 90th percentile of the last 1024"),
-        called(average.zclip, max_norm=largest, why="spikes; the cap is the 99th percentile"),
+        called(average.zclip, limit=largest, why="spikes; the cap is the 99th percentile"),
         called(quantile.clip_by_history, why="beyond mean + 3 sigma of the last 128"),
         called(average.drop_spikes, why="more than 4 times the mean: a gradient of zero"),
     ]

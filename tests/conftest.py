@@ -22,7 +22,7 @@ class SharedWork(LoadScopeScheduling):
     def _split_scope(self, nodeid):
         if "test_contract.py" in nodeid:
             return nodeid.rstrip("]").split("[")[-1].split("-")[-1]  # the method
-        if "experiments/test_main.py" in nodeid or "experiments/test_data.py" in nodeid:
+        if "experiments/test_main.py" in nodeid or "tasks/test_images.py" in nodeid:
             return "MNIST"
         if "test_report_browser.py" in nodeid:
             return "browser"

@@ -1,8 +1,8 @@
 """Every named method with the one number that studies tune, and five values for it each.
 
-A limit is laid around the usual norm of a setting, which `share` brings to the measure of the
-method: the largest entry is a hundredth of the norm, a row a tenth, about. A ratio, a quantile or a
-factor is laid around its published default, and is the same everywhere.
+The values of a limit surround the usual norm of a setting, which `share` scales to the measure of
+the method: the largest entry is about a hundredth of the norm, a row about a tenth. The values of a
+ratio, a quantile or a factor surround its published default, and are the same everywhere.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 
 import jaxclip
-from experiments.config import Limit
-from experiments.settings import Setting
-from experiments.study import Arm
-from experiments.sweep import product, values
+from experiments.studies.settings import Setting
+from experiments.studies.study import Arm
+from experiments.sweeps.grid import product, values
+from experiments.training.config import Limit
 
 AROUND = (0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -25,10 +25,10 @@ class Knob(NamedTuple):
     """A method and the number that is tuned.
 
     Attributes:
-        argument: what the method calls it.
-        values: five of them; of a limit, what is multiplied by the norm of the setting.
-        share: of that norm, what the method measures; None: the values are meant as they are.
-        clip_last: whether the method is placed behind the optimizer.
+        argument: its name in the method.
+        values: five of them; those of a limit are multiplied by the norm of the setting.
+        share: the part of that norm that the method measures; None: the values are absolute.
+        clip_last: whether the method comes after the optimizer.
     """
 
     argument: str
@@ -64,34 +64,40 @@ KNOBS = {
 }
 
 
-def arm(method: str, setting: Setting) -> Arm:
+def make_arm(method: str, setting: Setting) -> Arm:
     """Returns a named method in a setting, with the grid of its number."""
     knob = KNOBS[method]
     factor = 1.0 if knob.share is None else knob.share * setting.norm
     grid = values("limit", *(factor * value for value in knob.values))
-    config = setting.config(lambda limit: make(method, limit), clip_last=knob.clip_last)
-    return Arm(method, setting, config, at(setting, grid), knob.argument)
+    config = setting.config(lambda limit: make_clip(method, limit), clip_last=knob.clip_last)
+    return Arm(method, setting, config, at_learning_rate(setting, grid), knob.argument)
 
 
-def without(setting: Setting) -> Arm:
+def unclipped_arm(setting: Setting) -> Arm:
     """Returns the setting with no clip but its metrics, in a grid of the one point there is."""
     config = setting.config(lambda limit: jaxclip.clip_by_global_norm(jnp.inf))
-    return Arm("no clip", setting, config, at(setting, values("limit", float("inf"))), knob="")
+    return Arm(
+        "no clip",
+        setting,
+        config,
+        at_learning_rate(setting, values("limit", float("inf"))),
+        knob="",
+    )
 
 
-def at(setting: Setting, grid: Sequence[Any]) -> Sequence[Any]:
+def at_learning_rate(setting: Setting, grid: Sequence[Any]) -> Sequence[Any]:
     """Returns a grid at the learning rate of a setting."""
     return product(values("learning_rate", setting.learning_rate), grid)
 
 
-def make(method: str, number: Limit) -> optax.GradientTransformation:
+def make_clip(method: str, number: Limit) -> optax.GradientTransformation:
     """Returns a named method with its number."""
     if method == "clip_by_group_norm":
         limits = {"matrix": number, "vector": number}
-        return jaxclip.clip_by_group_norm(ranks, limits)
+        return jaxclip.clip_by_group_norm(label_by_rank, limits)
     return jaxclip.named()[method](**{KNOBS[method].argument: number})
 
 
-def ranks(params: Any) -> Any:
-    """Returns the groups: what is a matrix, and what is not."""
+def label_by_rank(params: Any) -> Any:
+    """Returns the groups: matrices, and everything else."""
     return jax.tree.map(lambda leaf: "matrix" if leaf.ndim > 1 else "vector", params)

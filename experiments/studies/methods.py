@@ -6,12 +6,12 @@ import numpy as np
 from scipy import stats
 
 import jaxclip
-from experiments.answers import compared
-from experiments.figures import Figure
-from experiments.report import Column, Table
-from experiments.settings import SETTINGS
-from experiments.studies.knobs import arm, without
-from experiments.study import Arm, Outcome, Study, best, by_setting, rank, verdict
+from experiments.pages.report import Column, Table
+from experiments.pages.series import Figure
+from experiments.studies.knobs import make_arm, unclipped_arm
+from experiments.studies.page import comparison_figure
+from experiments.studies.settings import SETTINGS
+from experiments.studies.study import Arm, Outcome, Study, best, by_setting, sort_key, verdict
 
 
 def arms(full: bool) -> Sequence[Arm]:
@@ -20,24 +20,27 @@ def arms(full: bool) -> Sequence[Arm]:
     return [
         one
         for setting in settings
-        for one in (without(setting), *(arm(method, setting) for method in jaxclip.named()))
+        for one in (
+            unclipped_arm(setting),
+            *(make_arm(method, setting) for method in jaxclip.named()),
+        )
     ]
 
 
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns the methods side by side, a figure a setting."""
     return [
-        compared(here, f"best-{setting}", f"{setting}: each at its best")
+        comparison_figure(here, f"best-{setting}", f"{setting}: each at its best")
         for setting, here in by_setting(best(outcomes)).items()
     ]
 
 
-def ranks(outcomes: Sequence[Outcome]) -> Sequence[Table]:
+def rank_table(outcomes: Sequence[Outcome]) -> Sequence[Table]:
     """Returns the rank of every method on every setting, and its mean; 1 is best."""
     groups = by_setting(best(outcomes))
     ranked = {}
     for setting, here in groups.items():
-        places = stats.rankdata([-rank(one.mean) for one in here])
+        places = stats.rankdata([-sort_key(one.mean) for one in here])
         ranked[setting] = {one.arm.name: place for one, place in zip(here, places, strict=True)}
     methods = dict.fromkeys(name for places in ranked.values() for name in places)
     rows = [
@@ -57,5 +60,5 @@ STUDY = Study(
     arms=arms,
     figures=figures,
     answer=verdict,
-    tables=ranks,
+    tables=rank_table,
 )

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import optax
 
 import jaxclip
-from experiments.answers import against_knob, compared, over_epochs
-from experiments.figures import Figure
-from experiments.settings import SETTINGS, Setting
-from experiments.studies.knobs import at, without
-from experiments.study import Arm, Outcome, Study, best, by_setting, verdict
-from experiments.sweep import values
+from experiments.pages.series import Figure
+from experiments.studies.knobs import at_learning_rate, unclipped_arm
+from experiments.studies.page import comparison_figure, epoch_figure, knob_figure
+from experiments.studies.settings import SETTINGS, Setting
+from experiments.studies.study import Arm, Outcome, Study, best, by_setting, verdict
+from experiments.sweeps.grid import values
 
 LIMITS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -26,9 +26,9 @@ def of_setting(setting: Setting) -> list[Arm]:
     examples = setting.config(
         lambda limit: optax.identity(), per_example=jaxclip.value_and_clipped_grad
     )
-    grid = at(setting, values("limit", *(setting.norm * limit for limit in LIMITS)))
+    grid = at_learning_rate(setting, values("limit", *(setting.norm * limit for limit in LIMITS)))
     return [
-        without(setting),
+        unclipped_arm(setting),
         Arm("batch", setting, setting.config(jaxclip.clip_by_global_norm), grid),
         Arm("per example", setting, examples, grid),
     ]
@@ -36,12 +36,12 @@ def of_setting(setting: Setting) -> list[Arm]:
 
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns the three ways at their best, setting by setting, and against the limit."""
-    made = [compared(best(outcomes), "best", "Each at its best limit")]
+    made = [comparison_figure(best(outcomes), "best", "Each at its best limit")]
     for setting, here in by_setting(outcomes).items():
         limited = [one for one in here if one.arm.knob]
         made += [
-            against_knob(limited, f"limits-{setting}", f"{setting}: against the limit", "limit"),
-            over_epochs(best(here), f"epochs-{setting}", f"{setting}: the way there"),
+            knob_figure(limited, f"limits-{setting}", f"{setting}: against the limit", "limit"),
+            epoch_figure(best(here), f"epochs-{setting}", f"{setting}: the way there"),
         ]
     return made
 

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 
 import jaxclip
-from experiments.answers import against_knob, compared
-from experiments.figures import Figure
-from experiments.settings import SETTINGS
-from experiments.study import Arm, Outcome, Study, best, verdict
-from experiments.sweep import product, values
+from experiments.pages.series import Figure
+from experiments.studies.page import comparison_figure, knob_figure
+from experiments.studies.settings import SETTINGS
+from experiments.studies.study import Arm, Outcome, Study, best, verdict
+from experiments.sweeps.grid import product, values
 
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     "sgd": (optax.sgd, 0.1),
@@ -45,8 +45,8 @@ def arms(full: bool) -> Sequence[Arm]:
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns both places at their best limit, and against the limit."""
     return [
-        compared(best(outcomes), "best", "Each place at its best limit"),
-        against_knob(outcomes, "limits", "Accuracy against the limit", "limit"),
+        comparison_figure(best(outcomes), "best", "Each place at its best limit"),
+        knob_figure(outcomes, "limits", "Accuracy against the limit", "limit"),
     ]
 
 

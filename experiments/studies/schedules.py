@@ -4,36 +4,36 @@ import functools
 from collections.abc import Sequence
 
 import jaxclip
-from experiments import schedules
-from experiments.answers import against_knob, compared, over_epochs
-from experiments.figures import Figure
-from experiments.settings import SETTINGS, Setting
-from experiments.studies.knobs import AROUND, arm, at, without
-from experiments.study import Arm, Outcome, Study, best, verdict
-from experiments.sweep import values, zipped
+from experiments.pages.series import Figure
+from experiments.studies.knobs import AROUND, at_learning_rate, make_arm, unclipped_arm
+from experiments.studies.page import comparison_figure, epoch_figure, knob_figure
+from experiments.studies.settings import SETTINGS, Setting
+from experiments.studies.study import Arm, Outcome, Study, best, verdict
+from experiments.sweeps.grid import values, zipped
+from experiments.training import schedules
 
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns constant, scheduled and adaptive limits, five points each."""
     names = ("mnist_deep", "char_lm") if full else ("mnist_deep",)
-    return [one for name in names for one in of_setting(SETTINGS[name])]
+    return [one for name in names for one in arms_of_setting(SETTINGS[name])]
 
 
-def of_setting(setting: Setting) -> list[Arm]:
+def arms_of_setting(setting: Setting) -> list[Arm]:
     """Returns the arms of one setting."""
-    scheduled = functools.partial(along, setting)
+    scheduled = functools.partial(scheduled_arm, setting)
     return [
-        without(setting),
+        unclipped_arm(setting),
         scheduled("constant", None, 1.0),
         scheduled("warm-up, 0.1 to 1 in a tenth", schedules.linear, 1.0, first=0.1, by=0.1),
         scheduled("linear, 1 to 0.1", schedules.linear, 0.1),
         scheduled("cosine, 1 to 0.1", schedules.cosine, 0.1),
         scheduled("step, 1 to 0.1 at the half", schedules.step, 0.1, by=0.5),
-        *(arm(method, setting) for method in ("autoclip", "clip_by_quantile", "zclip")),
+        *(make_arm(method, setting) for method in ("autoclip", "clip_by_quantile", "zclip")),
     ]
 
 
-def along(
+def scheduled_arm(
     setting: Setting,
     name: str,
     shape: schedules.Shape | None,
@@ -49,16 +49,16 @@ def along(
         values("by", *(by for _ in limits)),
     )
     config = setting.config(jaxclip.clip_by_global_norm, schedule=shape)
-    return Arm(name, setting, config, at(setting, grid))
+    return Arm(name, setting, config, at_learning_rate(setting, grid))
 
 
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns the best of every arm, how it got there, and how much the limit matters."""
     limits = [one for one in outcomes if one.arm.knob == "limit"]
     return [
-        compared(best(outcomes), "best", "Each schedule at its best limit"),
-        over_epochs(best(outcomes), "epochs", "The way there"),
-        against_knob(limits, "limits", "Accuracy against the first limit", "first limit"),
+        comparison_figure(best(outcomes), "best", "Each schedule at its best limit"),
+        epoch_figure(best(outcomes), "epochs", "The way there"),
+        knob_figure(limits, "limits", "Accuracy against the first limit", "first limit"),
     ]
 
 

@@ -1,16 +1,16 @@
-"""Who forgives a bad limit: accuracy against the limit over five decades."""
+"""Sensitivity to the limit: accuracy against the limit over five decades."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.answers import against_knob
-from experiments.figures import Figure
-from experiments.settings import SETTINGS
-from experiments.studies.knobs import KNOBS, arm, at
-from experiments.study import Arm, Outcome, Study, best
-from experiments.sweep import values
+from experiments.pages.series import Figure
+from experiments.studies.knobs import KNOBS, at_learning_rate, make_arm
+from experiments.studies.page import knob_figure
+from experiments.studies.settings import SETTINGS
+from experiments.studies.study import Arm, Outcome, Study, best
+from experiments.sweeps.grid import values
 
 METHODS = (
     "clip_by_global_norm",
@@ -29,22 +29,22 @@ def arms(full: bool) -> Sequence[Arm]:
     setting = SETTINGS["mnist_deep"]
     decades = np.logspace(-3, 2, 11 if full else 6)
     chosen = METHODS if full else METHODS[:4]
-    return [spread(arm(method, setting), method, decades) for method in chosen]
+    return [spread_arm(make_arm(method, setting), method, decades) for method in chosen]
 
 
-def spread(one: Arm, method: str, decades: np.ndarray) -> Arm:
+def spread_arm(one: Arm, method: str, decades: np.ndarray) -> Arm:
     """Returns an arm with a grid over decades of its norm, as its method measures it."""
     share = KNOBS[method].share or 1.0
     limits = values("limit", *(float(share * one.setting.norm * decade) for decade in decades))
-    return dataclasses.replace(one, grid=at(one.setting, limits))
+    return dataclasses.replace(one, grid=at_learning_rate(one.setting, limits))
 
 
 def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
     """Returns accuracy against limit."""
-    return [against_knob(outcomes, "limits", "Accuracy against the limit", "limit")]
+    return [knob_figure(outcomes, "limits", "Accuracy against the limit", "limit")]
 
 
-def forgiving(outcomes: Sequence[Outcome]) -> str:
+def tolerance(outcomes: Sequence[Outcome]) -> str:
     """Returns over how many decades each method stays within a point of its best."""
     widths = []
     for top in best(outcomes):
@@ -62,5 +62,5 @@ STUDY = Study(
     question="Which method forgives a bad limit?",
     arms=arms,
     figures=figures,
-    answer=forgiving,
+    answer=tolerance,
 )

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 
 import jaxclip
-from experiments import stress
-from experiments.answers import compared
-from experiments.figures import Figure, Series
-from experiments.settings import SETTINGS, Setting
-from experiments.study import Arm, Outcome, Study, best, by_setting, verdict
+from experiments.pages.series import Figure, Series
+from experiments.studies import stress
+from experiments.studies.page import comparison_figure
+from experiments.studies.settings import SETTINGS, Setting
+from experiments.studies.study import Arm, Outcome, Study, best, by_setting, verdict
 
 EVERY = 200
 FACTOR = 1000.0
@@ -27,11 +27,11 @@ CLIPS: dict[str, Clip] = {
     "clip_by_value": lambda limit: jaxclip.clip_by_value(limit, nonfinite="zero"),
     "autoclip": lambda limit: jaxclip.autoclip(50.0, nonfinite="zero"),
     "clip_by_quantile": lambda limit: jaxclip.clip_by_quantile(nonfinite="zero"),
-    "zclip": lambda limit: jaxclip.zclip(max_norm=None, nonfinite="zero"),
+    "zclip": lambda limit: jaxclip.zclip(limit=None, nonfinite="zero"),
     "clip_by_history": lambda limit: jaxclip.clip_by_history(nonfinite="zero"),
     "drop_spikes": lambda limit: jaxclip.drop_spikes(nonfinite="zero"),
 }
-# Of the usual norm, the limit of those that have one; all others have their defaults.
+# The limit as a share of the usual norm; all other methods have their defaults.
 SHARES = {"clip_by_global_norm": 1.0, "clip_by_value": 0.01}
 SKIPS = {
     "skip_nonfinite": jaxclip.skip_nonfinite,
@@ -40,7 +40,7 @@ SKIPS = {
 
 
 def arms(full: bool) -> Sequence[Arm]:
-    """Returns what may be done about spikes, each with its defaults, on spikes and on nans."""
+    """Returns clips and wrappers with their defaults, on spikes and on nans."""
     calm = SETTINGS["mnist"]
     spiky = dataclasses.replace(
         calm, name="spikes", disturb=stress.Spikes(every=EVERY, factor=FACTOR)
@@ -50,29 +50,29 @@ def arms(full: bool) -> Sequence[Arm]:
         arm
         for setting in ([spiky, broken, calm] if full else [spiky, broken])
         for arm in (
-            *(clipped(setting, name, clip) for name, clip in CLIPS.items()),
-            *(skipped(setting, name) for name in SKIPS),
+            *(clip_arm(setting, name, clip) for name, clip in CLIPS.items()),
+            *(skip_arm(setting, name) for name in SKIPS),
         )
     ]
 
 
-def clipped(setting: Setting, name: str, clip: Clip) -> Arm:
+def clip_arm(setting: Setting, name: str, clip: Clip) -> Arm:
     """Returns the arm of a clip."""
-    grid = only(setting, SHARES.get(name, 1.0))
+    grid = single_point(setting, SHARES.get(name, 1.0))
     return Arm(name, setting, setting.config(clip), grid, "limit" if name in SHARES else "")
 
 
-def skipped(setting: Setting, name: str) -> Arm:
+def skip_arm(setting: Setting, name: str) -> Arm:
     """Returns the arm of a wrapper around the optimizer."""
 
     def optimizer(learning_rate: jax.Array) -> optax.GradientTransformation:
         return SKIPS[name](setting.optimizer(learning_rate))
 
     config = setting.config(lambda limit: jaxclip.clip_by_global_norm(jnp.inf), optimizer=optimizer)
-    return Arm(name, setting, config, only(setting), knob="")
+    return Arm(name, setting, config, single_point(setting), knob="")
 
 
-def only(setting: Setting, share: float = 1.0) -> Sequence[dict[str, float]]:
+def single_point(setting: Setting, share: float = 1.0) -> Sequence[dict[str, float]]:
     """Returns the grid of one point, whose limit is a share of the usual norm."""
     return [{"limit": share * setting.norm, "learning_rate": setting.learning_rate}]
 
@@ -92,7 +92,7 @@ def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
                 log_y=True,
                 caption="Median over all of them and all seeds.",
             ),
-            compared(best(here), f"best-{setting}", f"{setting}: accuracy in the end"),
+            comparison_figure(best(here), f"best-{setting}", f"{setting}: accuracy in the end"),
         )
     ]
 

@@ -15,15 +15,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import Params
-from experiments.data import Data
 from experiments.tasks.network import OfNetwork
+from experiments.training.config import Params
+from experiments.training.data import Data
 
 TESTED = 256  # windows of the last tenth of the text
 
 
 class Block(nnx.Module):
-    """Causal attention and a feed-forward layer, both behind a norm and beside the residual."""
+    """Causal attention and a feed-forward layer, each after a norm, with residual connections."""
 
     def __init__(self, width: int, heads: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
         linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
@@ -36,7 +36,7 @@ class Block(nnx.Module):
         self.narrow = linear(4 * width, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the states f32[batch, length, width] behind the block."""
+        """Returns the states f32[batch, length, width] after the block."""
         mask = nnx.make_causal_mask(x[..., 0])
         x = x + self.attention(self.attention_norm(x), mask=mask).astype(x.dtype)
         return x + self.narrow(nnx.gelu(self.widen(self.feed_forward_norm(x)))).astype(x.dtype)
@@ -72,7 +72,7 @@ class Gpt(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class CharLm(OfNetwork):
-    """Cross-entropy of the next character, scored by the share of those that are told right.
+    """Cross-entropy of the next character, scored by its accuracy.
 
     Attributes:
         width: of the states.
@@ -93,7 +93,7 @@ class CharLm(OfNetwork):
 
     def data(self, folder: Path | None = None) -> Data:
         """Returns windows u8[n, context + 1] of the text; those of its last tenth are the test."""
-        symbols = encoded()
+        symbols = encode()
         split = len(symbols) * 9 // 10
         rng = np.random.default_rng(0)
         return Data(
@@ -103,15 +103,15 @@ class CharLm(OfNetwork):
 
     def loss(self, params: Params, batch: jax.Array) -> jax.Array:
         """Returns the mean cross-entropy f32[] of the characters of a batch of windows."""
-        logits, following = self.predicted(params, batch)
+        logits, following = self.predict(params, batch)
         return optax.softmax_cross_entropy_with_integer_labels(logits, following).mean()
 
     def score(self, params: Params, test: jax.Array) -> jax.Array:
-        """Returns the share f32[] of the characters that are told right from those before."""
-        logits, following = self.predicted(params, test)
+        """Returns the accuracy f32[] of the next characters."""
+        logits, following = self.predict(params, test)
         return jnp.mean(logits.argmax(-1) == following, dtype=jnp.float32)
 
-    def predicted(self, params: Params, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(self, params: Params, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the logits of every character but the first, and those characters."""
         text = text.astype(jnp.int32)
         return self.network(params)(text[:, :-1]), text[:, 1:]
@@ -136,7 +136,7 @@ def alphabet() -> str:
     return "".join(sorted(set(text())))
 
 
-def encoded() -> np.ndarray:
+def encode() -> np.ndarray:
     """Returns the text as numbers u8[characters] of the alphabet."""
     numbers = {character: number for number, character in enumerate(alphabet())}
     return np.array([numbers[character] for character in text()], np.uint8)
@@ -144,6 +144,6 @@ def encoded() -> np.ndarray:
 
 def windows(rng: np.random.Generator, symbols: np.ndarray, count: int, length: int) -> np.ndarray:
     """Returns `count` windows u8[count, length], from places drawn at random, in their order."""
-    # In their order, so that what is held out of them is another part of the text.
+    # In their order, so that held-out windows come from another part of the text.
     starts = np.sort(rng.integers(0, len(symbols) - length + 1, count))
     return np.lib.stride_tricks.sliding_window_view(symbols, length)[starts]

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments import data
-from experiments.config import Params
-from experiments.data import Data, Images
+from experiments.tasks import images as data
+from experiments.tasks.images import Images
 from experiments.tasks.network import OfNetwork
+from experiments.training.config import Params
+from experiments.training.data import Data
 
 PIXELS = 28 * 28
 CLASSES = 10
@@ -58,13 +59,13 @@ class Pictures(OfNetwork):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def score(self, params: Params, test: Images) -> jax.Array:
-        """Returns the share f32[] of the test images that are told right."""
+        """Returns the accuracy f32[] on the test images."""
 
         def right(example: Images) -> jax.Array:
             [logits] = self.logits(params, example.images[None])
             return logits.argmax() == example.labels.astype(jnp.int32)
 
-        # By the thousand, or else the activations of all of them are the peak of a sweep's memory.
+        # By the thousand: the activations of all would be the peak of a sweep's memory.
         return jnp.mean(jax.lax.map(right, test, batch_size=1000), dtype=jnp.float32)
 
     def logits(self, params: Params, images: jax.Array) -> jax.Array:

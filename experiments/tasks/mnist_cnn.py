@@ -26,7 +26,7 @@ class Cnn(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits f32[batch, classes] of the images f32[batch, 28, 28, 1]."""
         x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-        x = pooled(nnx.tanh(self.first(patches(x, size=8, stride=4))))
+        x = pool(nnx.tanh(self.first(patches(x, size=8, stride=4))))
         x = nnx.tanh(self.second(patches(x, size=3, stride=1)))
         return self.output(nnx.tanh(self.hidden(x.reshape(len(x), -1))))
 
@@ -42,7 +42,7 @@ def patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     return jnp.concatenate(squares, -1)
 
 
-def pooled(x: jax.Array) -> jax.Array:
+def pool(x: jax.Array) -> jax.Array:
     """Returns the largest of every 2 x 2 neighbors."""
     x = jnp.maximum(x[:, 1:], x[:, :-1])
     return jnp.maximum(x[:, :, 1:], x[:, :, :-1])

@@ -1,4 +1,4 @@
-"""What tasks by a Flax network have in common."""
+"""The common part of tasks with a Flax network."""
 
 import abc
 import functools
@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments.config import Params
+from experiments.training.config import Params
 
-Network = Any  # an nnx.Module; what it is called with, each task knows
+Network = Any  # an nnx.Module; each task knows its arguments
 
 
 class OfNetwork(abc.ABC):

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import Params
-from experiments.data import Data
 from experiments.tasks.network import OfNetwork
+from experiments.training.config import Params
+from experiments.training.data import Data
 
 SYMBOLS = 6  # A, B, and four distractors
 CLASSES = 4
@@ -53,7 +53,7 @@ class Rnn(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TemporalOrder(OfNetwork):
-    """Softmax cross-entropy of the recurrent net, scored by its accuracy on held-out sequences.
+    """Softmax cross-entropy of the recurrent net, scored by its accuracy.
 
     Attributes:
         length: how long a sequence is.
@@ -79,7 +79,7 @@ class TemporalOrder(OfNetwork):
         return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
 
     def score(self, params: Params, test: Sequences) -> jax.Array:
-        """Returns the share f32[] of the held-out sequences that are told right."""
+        """Returns the accuracy f32[] on the test sequences."""
         right = self.logits(params, test.symbols).argmax(-1) == test.classes.astype(jnp.int32)
         return jnp.mean(right, dtype=jnp.float32)
 

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments.tasks import images as data
+from experiments.training.data import Data
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def tiny():
     for label in range(10):
         patterns[label, 2 * label : 2 * label + 4] = 180
     images = patterns[labels] + noise
-    return data.Data(
+    return Data(
         train=data.Images(images[:200], labels[:200]), test=data.Images(images[200:], labels[200:])
     )
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import Data
+from experiments.training.data import Data
 
 
 @dataclasses.dataclass(frozen=True)

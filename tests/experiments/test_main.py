@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import data
 from experiments.__main__ import main
-from experiments.options import RunMnist
+from experiments.options.run import RunMnist
+from experiments.tasks import images as data
 
 ROOT = Path(__file__).parents[2]
 RUN = ["run", "mnist"]
@@ -22,7 +24,7 @@ def test_help_explains_every_option(capsys):
     assert ended.value.code == 0
     told = capsys.readouterr().out
     for field in dataclasses.fields(RunMnist):
-        assert f"--{field.name.replace('_', '-')} " in told
+        assert re.search(rf"--{field.name.replace('_', '-')}[ ,]", told)
     for part in ("cosine:1.0:0.1", "{sgd,momentum,adam,adamw}", "0.01)", "10)"):
         assert part in told
 
@@ -73,21 +75,48 @@ def test_bad_files_are_one_line_and_status_2(tmp_path, capsys, damage):
     assert told.count("\n") == 1
 
 
-def test_a_stopped_run_is_told_how_to_go_on(monkeypatch, tiny_mnist, capsys):
-    def stop(*arguments):
-        raise KeyboardInterrupt
+def stop(*arguments, **options):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.run.run", stop)
-    assert main(RUN) == 130
-    assert "--resume" in capsys.readouterr().err
+
+def test_a_stopped_run_is_told_the_command_that_continues_it(monkeypatch, tiny_mnist, capsys):
+    """The command that is printed is carried out, and the run ends."""
+    options = shlex.split(
+        "--epochs 2 --hidden 8 --clip-last --out 'a run' --mnist-dir 'its digits'"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.runs.folder.Run.save", stop)
+        assert main([*RUN, *options, "--platform", "cpu", "--tensorboard"]) == 130
+    told = capsys.readouterr().err
+    assert told.startswith("stopped; to continue: ")
+    assert told.count("\n") == 1
+    program, *again = shlex.split(told.removeprefix("stopped; to continue: "))
+    assert program == sys.executable
+    assert again == [
+        "-m", "experiments", *RUN, "--platform", "cpu", "--mnist-dir", "its digits",
+        "--tensorboard", "--resume", "a run",
+    ]  # fmt: skip
+    assert main(again[2:]) == 0
+    assert "Kept in a run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["compare schedules --full", "pilot mnist", "run mnist"])
+def test_what_was_stopped_before_it_wrote_is_told_to_be_typed_again(
+    monkeypatch, tiny_mnist, capsys, command
+):
+    monkeypatch.setattr("jax.devices", stop)
+    assert main(command.split()) == 130
+    assert capsys.readouterr().err == (
+        f"stopped; to continue: {shlex.quote(sys.executable)} -m experiments {command}\n"
+    )
 
 
 def test_resuming_takes_the_options_of_the_run(monkeypatch, tiny_mnist, capsys):
     taken = []
-    monkeypatch.setattr("experiments.run.run", lambda options, command: taken.append(options))
+    monkeypatch.setattr(RunMnist, "carry_out", lambda self, command: taken.append(self))
     Path("run").mkdir()
     kept = RunMnist(epochs=3, hidden=(8, 8), limit="0.5")
-    Path("run/config.json").write_text(json.dumps(kept.spelled_out()))
+    Path("run/config.json").write_text(json.dumps(kept.identity()))
     assert main([*RUN, "--resume", "run"]) == 0
     assert main([*RUN, "--resume", "run", "--epochs", "10"]) == 0
     resumed = dataclasses.replace(kept, resume=Path("run"))

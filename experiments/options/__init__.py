@@ -1,0 +1,1 @@
+"""The options of the command line: one typed record a command."""

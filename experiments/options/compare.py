@@ -1,0 +1,54 @@
+"""The options of a comparison."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.options.places import Places
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(Places):
+    """Answer a question by training every arm of a study, and write the answer as a page.
+
+    The same command continues a comparison that was stopped, and trains only what is missing.
+
+    Attributes:
+        study: The study: schedules, methods, sensitivity, spikes, temporal_order, placement or
+            per_example.
+        full: Train the full form, with more of everything, instead of the quick one.
+        out: The folder of the study. Default: runs/STUDY-quick or runs/STUDY-full.
+        settings: Train only on these settings, such as mnist_deep, where the study has several.
+        chunk: The number of trainings side by side.
+        coordinator: HOST:PORT of the first process, where several processes work together; each
+            is started with the same command and a number of its own.
+        processes: The number of processes.
+        process: The number of this one, from 0.
+    """
+
+    study: tyro.conf.Positional[str]
+    full: bool = False
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    settings: tuple[str, ...] = ()
+    chunk: int = 64
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    processes: int = 1
+    process: int = 0
+
+    def carry_out(self, command: str) -> None:
+        """Trains what is missing, and prints the answer."""
+        from experiments.studies import compare
+
+        compare.run(
+            self.study,
+            full=self.full,
+            settings=self.settings,
+            folder=self.out or Path("runs") / f"{self.study}-{'full' if self.full else 'quick'}",
+            folders=self.folders,
+            chunk=self.chunk,
+            platform=self.platform,
+            processes=(self.coordinator, self.processes, self.process),
+            command=command,
+        )

@@ -1,0 +1,1 @@
+"""One training on the command line, and the folder that it leaves."""

@@ -1,0 +1,92 @@
+"""Settings of the studies: a task, and the circumstances in which clips may differ."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from experiments.studies import stress
+from experiments.tasks.char_lm import CharLm
+from experiments.tasks.mnist import Mnist
+from experiments.tasks.temporal_order import TemporalOrder
+from experiments.training.config import Batch, Config, Params, Task
+from experiments.training.data import Data, hold_out
+
+Folders = Mapping[str, Path]
+HELD_OUT = 0.1  # of the training examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A task and all of its training but the clip.
+
+    Attributes:
+        name: its name.
+        task: the task.
+        norm: about the usual norm of its gradients; grids of limits surround it.
+        optimizer: as in `Config`.
+        learning_rate: the one that the studies use.
+        batch_size: as in `Config`.
+        epochs: as in `Config`.
+        wrong_labels: the share of the training labels that are made wrong.
+        corrupt: as in `Config`.
+        disturb: as in `Config`.
+    """
+
+    name: str
+    task: Task
+    norm: float
+    optimizer: Callable[[jax.Array], optax.GradientTransformation] = optax.sgd
+    learning_rate: float = 0.1
+    batch_size: int = 100
+    epochs: int = 2
+    wrong_labels: float = 0.0
+    corrupt: Callable[[jax.Array, Batch], Batch] | None = None
+    disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
+
+    def config(self, clip: Callable[[Any], optax.GradientTransformation], **changes: Any) -> Config:
+        """Returns its training with a clip; `changes` are fields of `Config`."""
+        shared = {
+            field: getattr(self, field)
+            for field in ("task", "optimizer", "batch_size", "epochs", "corrupt", "disturb")
+        }
+        return Config(clip=clip, **{**shared, **changes})
+
+    def data(self, folders: Folders) -> Data:
+        """Returns the data, with a tenth of the training examples held out for validation.
+
+        Args:
+            folders: the original files of data sets.
+        """
+        folder = folders.get(getattr(self.task, "dataset", ""))
+        data = hold_out(self.task.data(folder), HELD_OUT)
+        return stress.wrong_labels(data, self.wrong_labels) if self.wrong_labels else data
+
+
+MNIST = Setting("mnist", Mnist(), norm=1.0)
+DEEP = Setting("mnist_deep", Mnist(hidden=(32,) * 12), norm=1.0, learning_rate=0.3)
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        MNIST,
+        DEEP,
+        dataclasses.replace(MNIST, name="mnist_high_learning_rate", learning_rate=2.0),
+        dataclasses.replace(MNIST, name="mnist_bfloat16", task=Mnist(precision="bfloat16")),
+        dataclasses.replace(MNIST, name="mnist_wrong_labels", wrong_labels=0.4),
+        dataclasses.replace(
+            MNIST, name="mnist_bad_batches", corrupt=stress.BadBatches(every=50, factor=100.0)
+        ),
+        dataclasses.replace(
+            MNIST, name="mnist_huge_examples", corrupt=stress.HugeExamples(count=2, factor=100.0)
+        ),
+        dataclasses.replace(
+            MNIST, name="mnist_heavy_tails", disturb=stress.HeavyTails(scale=0.01, degrees=1.5)
+        ),
+        Setting("fashion_mnist", Mnist(dataset="fashion_mnist"), norm=1.0),
+        Setting("temporal_order", TemporalOrder(), norm=0.3, batch_size=20, epochs=4),
+        Setting("char_lm", CharLm(), norm=1.0, learning_rate=3.0, batch_size=16),
+    )
+}

@@ -1,0 +1,1 @@
+"""The training of a task: its numbers, its code and its data."""

@@ -1,0 +1,88 @@
+"""The pages about experiments: their code runs, and their claims are those of the results."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxclip
+from experiments.pages import report
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def run(page, **names):
+    """Runs the code of a page, and holds what it prints against the text that follows it."""
+    space = dict(names)
+    printed = ""
+    for language, text in re.findall(r"```(python|text)\n(.*?)```", page.read_text(), re.DOTALL):
+        if language == "text":
+            assert printed == text
+            continue
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(text, page, "exec"), space)
+        printed = out.getvalue()
+    return space
+
+
+@pytest.mark.slow
+def test_the_private_training_of_its_page_trains():
+    pytest.importorskip("dp_accounting")
+    pytest.importorskip("jax_privacy")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        run(DOCS / "private.md")
+
+
+@pytest.mark.slow
+def test_the_loops_of_the_page_train(tiny_mnist):
+    history = run(DOCS / "experiments.md")["history"]
+    assert history.score.shape == (24, 10)
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        (jaxclip.clip_by_quantile(0.9, initial=1.0), 0.1),
+        (jaxclip.autoclip(90.0), 0.1),
+        (jaxclip.autoclip(10.0), 0.9),
+    ],
+)
+def test_the_clips_of_the_page_on_choosing_clip_as_often_as_it_says(clip, expected):
+    @jax.jit
+    def clip_rate(norms):
+        def step(state, norm):
+            _, state = clip.update(norm[None], state)
+            return state, None
+
+        state, _ = jax.lax.scan(step, clip.init(jnp.zeros(1)), norms)
+        return jaxclip.metrics(state)["clip"].clip_rate
+
+    norms = np.random.default_rng(0).lognormal(0.0, 0.5, 2000).astype(np.float32)
+    np.testing.assert_allclose(clip_rate(norms), expected, atol=0.03)
+
+
+def test_the_gain_of_a_falling_limit_is_that_of_the_results():
+    [best, *_] = report.load(ROOT / "experiments" / "results" / "schedules").tables
+    names = [column.title for column in best.columns]
+    rows = {row[1]: dict(zip(names, row, strict=True)) for row in best.rows}
+    page = " ".join((DOCS / "choosing.md").read_text().split())
+    claim = re.search(
+        r"gains (\S+) points there over a constant one along a straight line, (\S+) along a cosine "
+        r"and (\S+) by a step at the half\. The best limit of all four is the largest",
+        page,
+    )
+    assert claim
+    falling = ["linear, 1 to 0.1", "cosine, 1 to 0.1", "step, 1 to 0.1 at the half"]
+    for told, name in zip(claim.groups(), falling, strict=True):
+        gain = rows[name]["accuracy, %"] - rows["constant"]["accuracy, %"]
+        assert told == f"{gain:.1f}"
+    for name in ("constant", *falling):
+        assert rows[name]["edge of its grid"] == "edge"
+        assert rows[name]["value"] == 3
