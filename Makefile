@@ -43,7 +43,7 @@ lint: $(READY)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m pyright --pythonpath $(RUN)
-	@$(RUN) -m pytest --quiet --durations 0 tests/experiments/test_floors.py
+	@$(RUN) -m pytest --quiet --durations 0 tests/test_floors.py
 
 docs: $(READY)
 	@$(RUN) -m mkdocs build --strict

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Float
 
 from . import wrappers
-from .clip_metrics import ClipMetrics, metrics
+from .clip_metrics import metrics
 from .methods import average, fixed, quantile
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
@@ -89,19 +89,18 @@ def advise(
 
     A constant limit is suggested at $q_{90}$, the 90th percentile of the norms, which clips one
     step in ten and leaves the usual step alone; `autoclip` and `clip_by_quantile` are to follow the
-    same percentile, and the methods that clip spikes are at their published defaults. What has an
-    absolute limit besides, as the cap of `zclip`, has it at $q_{99}$, and for a warm-up at
-    $q_{90}$, since their defaults of 1 suit norms of that size alone. The ratio of
+    same percentile, and the methods that clip spikes are at their published defaults. Absolute
+    caps, such as the limit of `zclip`, are set to the 99th percentile, and those of a warm-up to
+    the 90th, since their defaults of 1 suit norms of that size alone. The ratio of
     `clip_by_norm_ratio` is $q_{90} / q_{50}$. Numbers are rounded to two digits.
 
-    The share that each would have clipped is found by running the method itself over a gradient
-    that has one number for every block. How a clip would have changed the norms that follow is not
-    known. The trend is the median of the slopes between the medians of 40 pieces of the run
-    (Theil and Sen), so that spikes do not count.
+    The share that each would have clipped is measured by running the method over gradients with one
+    number for every block. How a clip would have changed the norms that follow is unknown. The
+    trend is the median of the slopes between the medians of 40 pieces of the run (Theil and Sen),
+    so that spikes do not count.
 
     There are warnings for less than 100 norms, a drift beyond a factor of 2 (a constant limit is a
-    poor choice then), norms that are not finite, a run that ends in such, and a 90th percentile
-    of 0.
+    poor choice then), norms that are not finite, a run that diverged, and a 90th percentile of 0.
 
     Args:
       norms: the norms before clipping, in the order of the steps: `ClipMetrics.norm` of a run with
@@ -125,7 +124,7 @@ def advise(
       Seetharaman et al. 2020 choose limits by percentiles of the norms seen:
       https://arxiv.org/abs/2007.14469.
     """
-    blocks = check_number(norms)
+    blocks = check_norms(norms)
     total = np.array([math.hypot(*row) for row in blocks])
     finite = total[np.isfinite(total)]
     percentiles = {q: float(np.percentile(finite, q)) for q in PERCENTILES}
@@ -146,7 +145,7 @@ def advise(
     )
 
 
-def check_number(norms: Any) -> Float[np.ndarray, "steps blocks"]:
+def check_norms(norms: Any) -> Float[np.ndarray, "steps blocks"]:
     """Returns the norms of all blocks as an array, or raises."""
     array = np.asarray(norms)
     if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16 and array.size:
@@ -230,7 +229,7 @@ def suggested(
         )
     skip = wrappers.skip_on_spike(optax.identity())
     found.append(
-        ("jaxclip.skip_on_spike(optimizer)", skip, "beyond mean + 6 sigma: the step is left out")
+        ("jaxclip.skip_on_spike(optimizer)", skip, "beyond mean + 6 sigma: the step is skipped")
     )
     return found
 
@@ -238,7 +237,7 @@ def suggested(
 def called(
     method: Any, *arguments: float, why: str, **named: float
 ) -> tuple[str, optax.GradientTransformation, str]:
-    """Calls a method, and tells how the call is written."""
+    """Calls a method; returns how the call is written, the method, and the reason."""
     texts = [f"{value:g}" for value in arguments] + [f"{k}={v:g}" for k, v in named.items()]
     return f"jaxclip.{method.__name__}({', '.join(texts)})", method(*arguments, **named), why
 
@@ -260,36 +259,33 @@ def shares_clipped(
     columns = [jnp.asarray(column, jnp.float32) for column in blocks.T]
     first = [column[0] for column in columns]
     states, _ = jax.lax.scan(step, [one.init(first) for one in methods], columns)
-    return [steps_clipped(metrics(state), len(blocks)) / len(blocks) for state in states]
-
-
-def steps_clipped(clips: Mapping[str, ClipMetrics], steps: int) -> int:
-    """Returns in how many of the steps one of the clips acted, no two of which act in one."""
-    return sum(round(float(clip.clip_rate) * steps) for clip in clips.values())
+    clips = [next(iter(metrics(state).values())) for state in states]
+    return [round(float(clip.clip_rate) * len(blocks)) / len(blocks) for clip in clips]
 
 
 def warnings(norms: Float[np.ndarray, " steps"], drift: float, high: float) -> list[str]:
-    """Returns what to know before a suggestion is taken; `high` is the 90th percentile."""
-    told = []
+    """Returns the caveats of all suggestions; `high` is the 90th percentile."""
+    notes = []
     finite = np.isfinite(norms)
     last = int(np.max(np.nonzero(finite))) + 1
     if len(norms) < FEW:
-        told.append(
+        notes.append(
             f"{len(norms)} norms are few; from {FEW} on, percentiles begin to mean something"
         )
     if len(norms) - last >= max(2, len(norms) // 20):
-        told.append(
-            f"the run has come to an end: from step {last} on no norm is finite, and those "
-            "before may have exploded already; measure again, for fewer steps or by a smaller "
-            "learning rate"
+        notes.append(
+            f"the run diverged at step {last}, and the norms before it may have exploded already; "
+            "retry with fewer steps or a smaller learning rate"
         )
     elif not np.all(finite):
-        told.append(f"{np.sum(~finite)} norms are not finite; wrap the optimizer in skip_nonfinite")
+        notes.append(
+            f"{np.sum(~finite)} norms are not finite; wrap the optimizer in skip_nonfinite"
+        )
     if not 1 / DRIFT <= drift <= DRIFT:
-        told.append(
+        notes.append(
             "the norms drift, and a constant limit that suits the beginning does not suit the end: "
             "take one that follows them (autoclip, clip_by_quantile), or a schedule"
         )
     if high == 0:
-        told.append("nine norms in ten are 0: nothing is learned, and no limit will better it")
-    return told
+        notes.append("nine norms in ten are 0: nothing is learned, which no limit can mend")
+    return notes

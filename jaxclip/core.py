@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import measures, shrinks
+from .arguments import check_params, check_state
 from .clip_metrics import ClipMetrics, initial, observe, pool, share
 from .leaves import Factor, is_none, scale
 from .measures import Measure, Norms, apply_factors, whole
@@ -216,22 +217,17 @@ def _observation(
 
 def state_metrics(state: Any, name: str) -> ClipMetrics:
     """The metrics in the state of a clip; an error if it is none of that clip."""
-    if not isinstance(state, ClipState) or name not in state.metrics:
-        of = f"of the clip {next(iter(state.metrics))!r}" if isinstance(state, ClipState) else ""
+    check_state(state, ClipState, f"the clip {name!r}")
+    if name not in state.metrics:
         raise TypeError(
-            f"The state of the clip {name!r} is {of or repr(state)}, which is not what its `init` "
-            "returns. Call `state = tx.init(params)` once, and hand on the state that every "
-            "`update` returns."
+            f"The state is that of the clip {next(iter(state.metrics))!r}, and this is {name!r}: "
+            "hand each the state that its own `init` returns."
         )
     return state.metrics[name]
 
 
 def _param_norms(measure: Measure, updates: optax.Updates, params: optax.Params | None) -> Norms:
-    if params is None:
-        raise ValueError(
-            "`params` is missing, but the limit is relative to the parameters' norms. Call "
-            "`update(updates, state, params)`."
-        )
+    params = check_params(updates, params, "the limit is relative to the norms of the parameters")
     # A parameter whose update is None, as Equinox has it for what is not trained, has no block.
     trained = jax.tree.map(lambda u, p: None if u is None else p, updates, params, is_leaf=is_none)
     return measure(trained)[0]

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from . import leaves, measures
+from .arguments import check_params
 from .core import NonfiniteOptions, clip
 from .methods.named import named_method
 from .methods.value import clip_by_value
@@ -99,11 +100,7 @@ def _projection(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise ValueError(
-                "`params` is missing, but it is the parameters that are clipped. Call "
-                "`update(updates, state, params)`."
-            )
+        params = check_params(updates, params, "it is the parameters that are clipped")
         moved = jax.tree.map(_moved, updates, params, is_leaf=leaves.is_none)
         clipped, state = inner.update(moved, state, params, **extra_args)
         return jax.tree.map(_way, updates, params, moved, clipped, is_leaf=leaves.is_none), state

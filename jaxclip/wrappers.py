@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import norms
+from .arguments import check_leaves, check_state
 from .clip_metrics import ClipMetrics, initial, observe
 from .core import global_norm
 from .leaves import is_measured, is_none
@@ -68,6 +69,8 @@ def with_error_feedback(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ErrorFeedbackState]:
+        check_state(state, ErrorFeedbackState, "`with_error_feedback`")
+        check_leaves(updates, state.carry, "`init` saw")
         wanted = jax.tree.map(_plus, updates, state.carry, is_leaf=is_none)
         given, inner_state = inner.update(wanted, state.inner, params, **extra_args)
         carry = jax.tree.map(_left, updates, state.carry, given, is_leaf=is_none)
@@ -156,6 +159,7 @@ def skip_nonfinite(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SkipNonfiniteState]:
+        check_state(state, SkipNonfiniteState, "`skip_nonfinite`")
         norm = global_norm(updates)
         consecutive = jnp.where(jnp.isfinite(norm), 0, state.consecutive + 1)
         skip = consecutive > 0
@@ -243,6 +247,7 @@ def skip_on_spike(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SkipOnSpikeState]:
+        check_state(state, SkipOnSpikeState, "`skip_on_spike`")
         dtype = state.norms.values.dtype
         norm = global_norm(updates).astype(dtype)
         norm_limit = limit(state.norms)

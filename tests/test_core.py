@@ -293,6 +293,9 @@ def test_core_an_update_of_none_where_init_had_an_array():
         tx.update(params, after, params)
 
 
+_WRAPPERS = (jaxclip.skip_nonfinite, jaxclip.skip_on_spike)
+
+
 def test_core_errors_say_what_to_do():
     gradient = {"a": jnp.ones(2), "b": jnp.ones(3)}
     with pytest.raises(TypeError, match=r"makes a measure\. Call it: `measures\.whole"):
@@ -305,17 +308,33 @@ def test_core_errors_say_what_to_do():
         jaxclip.clip_by_global_norm(None)
     with pytest.raises(TypeError, match=r"`state = tx.init\(params\)`"):
         jaxclip.clip_by_global_norm(1.0).update(gradient, ())
+    for tx in (jaxclip.u_clip(1.0), *[w(optax.sgd(0.1)) for w in _WRAPPERS]):
+        with pytest.raises(TypeError, match=r"`state = tx.init\(params\)`"):
+            tx.update(gradient, (), gradient)
+    with pytest.raises(TypeError, match=r"the clip 'a', and this is 'b'"):
+        other = jaxclip.clip_by_global_norm(1.0, name="a").init(gradient)
+        jaxclip.clip_by_global_norm(1.0, name="b").update(gradient, other)
     with pytest.raises(ValueError, match=r"from 0 to 1|0 to 1.*Did you mean 0\.9"):
         jaxclip.clip_by_quantile(90.0)
     with pytest.raises(ValueError, match=r"0 to 100.*give 10"):
         jaxclip.autoclip(0.1)
     with pytest.raises(ValueError, match="`initial` is 0"):
         jaxclip.clip_by_quantile(initial=0)
-    for tx in (jaxclip.clip_by_norm_ratio(1.5), jaxclip.adagc(), jaxclip.limit_norm_growth()):
+    needs_every_leaf = (
+        jaxclip.clip_by_norm_ratio(1.5),
+        jaxclip.adagc(),
+        jaxclip.limit_norm_growth(),
+        jaxclip.u_clip(1.0),
+        jaxclip.adaptive_grad_clip(),
+        jaxclip.clippy(),
+        jaxclip.clip_weights(1.0),
+        jaxclip.clip_weights_by_fan_in(1.0),
+    )
+    for tx in needs_every_leaf:
         with pytest.raises(ValueError, match=r"lack \['b'\]"):
-            tx.update({"a": gradient["a"]}, tx.init(gradient))
+            tx.update({"a": gradient["a"]}, tx.init(gradient), gradient)
         with pytest.raises(ValueError, match=r"have \['c'\]"):
-            tx.update({**gradient, "c": jnp.ones(2)}, tx.init(gradient))
+            tx.update({**gradient, "c": jnp.ones(2)}, tx.init(gradient), gradient)
 
 
 def test_core_the_norm_that_was_measured_may_be_an_integer():

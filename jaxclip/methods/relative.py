@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array
 
 from .. import measures, norms, thresholds
+from ..arguments import check_params
 from ..core import ClipOptions, NonfiniteOptions, clip
 from ..leaves import is_measured, is_none
 from ..thresholds import Number, check_number
@@ -99,11 +100,7 @@ def clippy(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise ValueError(
-                "`params` is missing, but the updates are bounded by the parameters. Call "
-                "`update(updates, state, params)`."
-            )
+        params = check_params(updates, params, "the updates are bounded by the parameters")
 
         def bound(w: Array) -> Array:
             share, least = (jnp.maximum(jnp.asarray(x, w.dtype), 0) for x in (relative, absolute))

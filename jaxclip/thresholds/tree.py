@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from ..arguments import check_leaves
 from ..bits import not_negative
-from ..leaves import is_none, leaves_with_path
+from ..leaves import is_none
 from .base import LimitLike, Now, Threshold, as_threshold
 
 
@@ -82,9 +83,8 @@ class LimitTree:
             places, structure = jax.tree.flatten(norms, is_leaf=is_none)
             beside, _ = jax.tree.flatten(param_norms, is_leaf=is_none)
             columns = [jax.tree.flatten(x, is_leaf=is_none) for x in fields.flatten_up_to(state)]
-            for (remembered, _), field in zip(columns, fields.flatten_up_to(state), strict=True):
-                if len(remembered) != len(places):
-                    _refuse_other_leaves(norms, field)
+            for field in fields.flatten_up_to(state):
+                check_leaves(norms, field, "`init` saw")
             limits, rows = [], []
             for k, (norm, param_norm) in enumerate(zip(places, beside, strict=True)):
                 limit, row = None, fields.unflatten([remembered[k] for remembered, _ in columns])
@@ -181,15 +181,3 @@ def _over_blocks(of_one_block: Callable, ndim: int) -> Callable:
     for _ in range(ndim):
         of_one_block = jax.vmap(of_one_block)
     return of_one_block
-
-
-def _refuse_other_leaves(given: PyTree, remembered: PyTree) -> NoReturn:
-    keystr = jax.tree_util.keystr
-    now = {keystr(path) for path, _ in leaves_with_path(given, is_leaf=is_none)[0]}
-    before = {keystr(path) for path, _ in leaves_with_path(remembered, is_leaf=is_none)[0]}
-    lacking, new = sorted(before - now), sorted(now - before)
-    problem = f"lack {', '.join(lacking)}" if lacking else f"have {', '.join(new)} besides"
-    raise ValueError(
-        f"The updates do not have the leaves that `init` saw: they {problem}. Give `update` a tree "
-        "of the structure of the parameters, with None for what has no gradient."
-    )
