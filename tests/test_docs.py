@@ -87,7 +87,10 @@ def test_docs_a_row_of_the_table_is_true(name):
             assert callable(getattr(module, part, None)) or part in ("given", "1"), part
     # A given limit has an argument, and what has another threshold has none.
     arguments = inspect.signature(method).parameters
-    given = any(argument in arguments for argument in ("limit", "limits", "norm", "scale"))
+    given = "norm" in arguments or any(
+        key in ("limit", "limits", "scale") and argument.default is argument.empty
+        for key, argument in arguments.items()
+    )
     assert (row["threshold"] == "given") == given
     assert row["source"] in " ".join((inspect.getdoc(method) or "").split()) + " jaxclip"
     # The test names the method itself, or in a table of its module that it uses.

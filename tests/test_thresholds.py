@@ -133,7 +133,7 @@ def test_thresholds_begin_with_the_first_positive_norm():
     memories = {
         "zclip(warmup=0)": thresholds.zscore(warmup=0),
         "zclip(warmup=1)": thresholds.zscore(warmup=1),
-        "spam_clip(warmup=0)": thresholds.averages.second_moment(5.0, warmup=0),
+        "spam_clip(warmup=0)": thresholds.averages.second_moment(5000.0, warmup=0),
         "ema": thresholds.ema(1.5, decay=0.9),
         "smallest": thresholds.ema(1.5, decay=0.9, warmup=3, start="smallest"),
         "previous": thresholds.previous(1.01),
