@@ -186,7 +186,7 @@ def norms(
             checks.check_choice("blocks", blocks, ("whole", "leaf"))
             tree = 0.0 if blocks == "whole" else jax.tree.map(lambda _: 0.0, params)
         else:
-            tree = jax.tree.map(lambda _: 0.0, blocks, is_leaf=lambda x: x is None)
+            tree = jax.tree.map(lambda _: 0.0, blocks)
         found = checks.blocks_of(tree, params, "blocks")
         return norms_of_blocks(loss, params, batch, size, has_aux, found, form)
 

@@ -11,6 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..thresholds import checked
 
+_OF_ONE_EXAMPLE = (
+    " Is it written for a whole batch? `loss(params, *example)` gets one example, without a batch "
+    "dimension, and returns its loss: reduce it with `jnp.mean` or `jnp.sum`."
+)
+
 
 class Blocks(NamedTuple):
     """Which gradients are measured together, and their limits.
@@ -42,14 +47,19 @@ def blocks_of(limit: Any, params: Any, name: str = "limit") -> Blocks:
     """Matches limits, one for all or a tree that is a prefix of the parameters, with those."""
     limits, treedef = limits_of(limit, name)
     try:
-        of = jax.tree.leaves(jax.tree.broadcast(treedef.unflatten(range(len(limits))), params))
+        numbered = treedef.unflatten(range(len(limits)))
+        of = jax.tree.leaves(jax.tree.broadcast(numbered, params))
     except ValueError as error:
         raise ValueError(
             f"`{name}` has the structure {treedef}, which is no prefix of that of the parameters, "
             f"{jax.tree.structure(params)}. Give one limit for all, or a tree of limits in which "
             "each stands for the parameters below its place; None means unlimited."
         ) from error
-    return Blocks(of, limits, treedef)
+    # None means unlimited where there are parameters; where there are none, it is no block.
+    given = jax.tree.leaves(limit, is_leaf=_is_limit)
+    used = [i for i, one in enumerate(given) if one is not None or i in of]
+    shown = treedef.unflatten([i if i in used else None for i in range(len(given))])
+    return Blocks([used.index(i) for i in of], [limits[i] for i in used], jax.tree.structure(shown))
 
 
 def limits_of(limit: Any, name: str = "limit") -> tuple[list[Any], Any]:
@@ -119,7 +129,15 @@ def trace(loss: Callable, params: Any, example: Sequence[Any], has_aux: bool) ->
         params, example = treedef.unflatten(leaves)
         return loss(params, *example)
 
-    jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    try:
+        jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    except Exception as error:
+        if _takes_a_batch(flat, leaves, len(jax.tree.leaves(params))):
+            raise TypeError(
+                f"The `loss` failed on one example, with {type(error).__name__}, and runs on a "
+                f"batch of one.{_OF_ONE_EXAMPLE} A model that needs a batch gets `x[None]`."
+            ) from error
+        raise
     is_pair = isinstance(shape, tuple) and len(shape) == 2
     if has_aux and not is_pair:
         raise TypeError(
@@ -131,9 +149,7 @@ def trace(loss: Callable, params: Any, example: Sequence[Any], has_aux: bool) ->
         advice = (
             " For `(scalar, aux)` set `has_aux=True`."
             if is_pair and not has_aux
-            else " Is it written for a whole batch? `loss(params, *example)` gets one example, "
-            "without a batch dimension, and returns its loss: reduce it with `jnp.mean` or "
-            "`jnp.sum`."
+            else _OF_ONE_EXAMPLE
         )
         raise TypeError(
             f"The `loss` must return a real scalar, but it returned {_described(value)}." + advice
@@ -147,6 +163,16 @@ def trace(loss: Callable, params: Any, example: Sequence[Any], has_aux: bool) ->
             "and the like out of it, and return what they show with `has_aux=True`."
         )
     return Traced(jaxpr, jax.tree.structure(shape[1]) if has_aux else jax.tree.structure(None))
+
+
+def _takes_a_batch(flat: Callable, leaves: Sequence[Any], num_params: int) -> bool:
+    """Whether a loss that fails on an example runs on a batch of one."""
+    batch = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in leaves[num_params:]]
+    try:
+        jax.eval_shape(flat, *leaves[:num_params], *batch)
+    except Exception:
+        return False
+    return True
 
 
 def one_of_batch(x: Any) -> jax.ShapeDtypeStruct:
@@ -203,6 +229,10 @@ def _limit(limit: Any, name: str) -> Any:
             f"`{name}` is {limit!r}, but `clipped_grad` has no state and no step to call a "
             "schedule or a threshold with. Give the number for this step, such as "
             "`schedule(step)`; it may be traced."
+        )
+    if jnp.iscomplexobj(limit):
+        raise TypeError(
+            f"`{name}` is complex, which is no size to compare a norm with. Give a real number."
         )
     return checked(name, limit)
 

@@ -9,7 +9,10 @@ from .program import Program, Site
 
 Form = Literal["auto", "gram", "matrices"]
 # What a backward pass makes for these is no larger than the example value that they are applied to.
-_ELEMENTWISE = frozenset({"add", "add_any", "sub", "mul", "div", "max", "min", "select_n"})
+_ELEMENTWISE = frozenset(
+    {"add", "add_any", "sub", "mul", "div", "pow", "rem", "atan2", "max", "min", "clamp",
+     "select_n", "concatenate", "pad", "dynamic_update_slice"}
+)  # fmt: skip
 # Nor is it where the weight itself becomes an example value.
 _PASSED_ON = frozenset(
     {"the loss", "the first carry of a scan", "the carry of a scan", "the output of a scan"}

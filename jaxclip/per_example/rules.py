@@ -86,19 +86,23 @@ def layout(site: Site) -> Layout:
     """The matrices that a weight is made of, without the dimensions of its loops."""
     params, ndim = site.eqn.params, site.eqn.invars[site.position].aval.ndim
     if is_dot(site):
-        contracting, batch = (dims[site.position] for dims in params["dimension_numbers"])
-        return Layout(tuple(batch), tuple(contracting), _rest(ndim, contracting, batch))
+        batch = params["dimension_numbers"][1][site.position]
+        left = tuple(of_weight for _, of_weight in contracted_dims(site))
+        return Layout(tuple(batch), left, _rest(ndim, left, batch))
     axis = 0 if site.eqn.primitive is primitives.gather_p else site.act_position - 1
     return Layout((), (axis,), _rest(ndim, (axis,)))
 
 
-def contracted_dims(site: Site) -> tuple[int, int] | None:
-    """A dimension of the weight that is summed over with one of the activation, if there is one."""
+def contracted_dims(site: Site) -> list[tuple[int, int]]:
+    """The dimensions of the activation that are summed over with one of the weight, and that one.
+
+    They come in the order of the activation, since that is the order in which `lax.dot_general`
+    returns them when they are what is left of it.
+    """
     if not is_dot(site):
-        return None
+        return []
     contracting, _ = site.eqn.params["dimension_numbers"]
-    pairs = zip(contracting[site.position], contracting[site.act_position], strict=True)
-    return next(iter(pairs), None)
+    return sorted(zip(contracting[site.act_position], contracting[site.position], strict=True))
 
 
 def sizes(site: Site) -> tuple[int, int, int, int]:
@@ -198,13 +202,14 @@ def _dot_dims(site: Site) -> tuple[tuple, tuple]:
     """The groups, positions and features of the activation and of the output."""
     contracting, batch = site.eqn.params["dimension_numbers"]
     own, other = site.position, site.act_position
-    acting = _rest(site.eqn.invars[other].aval.ndim, contracting[other], batch[other])
+    features = tuple(of_act for of_act, _ in contracted_dims(site))
+    acting = _rest(site.eqn.invars[other].aval.ndim, features, batch[other])
     free = _rest(site.eqn.invars[own].aval.ndim, contracting[own], batch[own])
     # The output has the batch first, then what is left of the left operand, then of the right one.
     groups = tuple(range(len(batch[0])))
     before = len(groups) + (len(free) if own == 0 else 0)
     act_out = tuple(range(before, before + len(acting)))
-    return (batch[other], acting, contracting[other]), (
+    return (batch[other], acting, features), (
         groups,
         act_out,
         _rest(site.output.ndim, groups, act_out),

@@ -98,19 +98,36 @@ class _Env:
         self.scope, self.values = scope, values
 
     def read(self, operand: Operand, weights: Mapping[int, Any]) -> Any:
+        # Producers run before what reads them, without recursion: a penalty on a thousand
+        # parameters is a chain of a thousand additions.
+        pending = [operand]
+        while pending:
+            if self.has(pending[-1], weights):
+                pending.pop()
+                continue
+            op = self.scope.producers[pending[-1]]
+            missing = [each for each in op.inputs if not self.has(each, weights)]
+            if missing:
+                pending += missing
+            else:
+                self.run(op, weights)
+        return self.known(operand, weights)
+
+    def has(self, operand: Operand, weights: Mapping[int, Any]) -> bool:
+        return not isinstance(operand, int) or any(
+            operand in there for there in (weights, self.values, self.scope.given)
+        )
+
+    def known(self, operand: Operand, weights: Mapping[int, Any]) -> Any:
         if not isinstance(operand, int):
             return operand.val
-        if operand in weights:
-            return weights[operand]
-        if operand not in self.values:
-            if operand in self.scope.given:
-                self.values[operand] = self.scope.given[operand]
-            else:
-                self.run(self.scope.producers[operand], weights)
-        return self.values[operand]
+        for there in (weights, self.values):
+            if operand in there:
+                return there[operand]
+        return self.scope.given[operand]
 
     def run(self, op: Op, weights: Mapping[int, Any]) -> None:
-        outputs = op.call(*(self.read(operand, weights) for operand in op.inputs))
+        outputs = op.call(*[self.read(operand, weights) for operand in op.inputs])
         self.values.update(zip(op.outputs, outputs, strict=True))
 
 

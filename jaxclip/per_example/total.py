@@ -110,12 +110,12 @@ def _contracted_without(
         bad = _along(left_out, len(site.loops), act)
         return lax.select(bad, lax.full_like(act, 0), act)
 
-    in_weight, in_act = rules.contracted_dims(site) or (0, 0)
-    in_weight, in_act = in_weight + sum(site.varying), in_act + len(site.loops) + 1
-    size = act.shape[in_act] if rules.contracted_dims(site) else 1
-    count = max(n for n in range(1, 65) if size % n == 0)
-    if count == 1:
+    pairs = rules.contracted_dims(site)
+    if not pairs:
         return _contracted(site, weight, cleaned(act), out)
+    in_act, in_weight = pairs[0][0] + len(site.loops) + 1, pairs[0][1] + sum(site.varying)
+    size = act.shape[in_act]
+    count = max(n for n in range(1, 65) if size % n == 0)
     some = lax.slice_in_dim(weight, 0, size // count, axis=in_weight)
 
     def part(start: Array) -> Array:

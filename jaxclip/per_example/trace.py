@@ -174,16 +174,27 @@ class _Tracer:
         if reader is None or not self.values[operand].active:
             scope.weights[operand] = None
             return operand
-        producer = scope.producers.get(operand)
-        if producer is not None and producer.name in _ENLARGING and self.small(producer.inputs):
-            key = (operand, id(scope.steps))
+        enlarged = self.enlarged(scope, operand)
+        read = self.lift(scope, operand if not enlarged else enlarged[0].inputs[0], reader)
+        for op in enlarged:
+            key = (op.outputs[0], id(scope.steps))
             if key not in self.copies:
-                read = tuple(self.as_example(scope, each, reader) for each in producer.inputs)
-                self.copies[key] = self.new(self.values[operand].aval, Kind.EXAMPLE)
-                scope.steps.append(
-                    Call(Op(producer.name, producer.call, read, (self.copies[key],)))
-                )
-            return self.copies[key]
+                self.copies[key] = self.new(self.values[op.outputs[0]].aval, Kind.EXAMPLE)
+                scope.steps.append(Call(Op(op.name, op.call, (read,), (self.copies[key],))))
+            read = self.copies[key]
+        return read
+
+    def enlarged(self, scope: Scope, slot: int) -> list[Op]:
+        """The operations, first to last, that made a value of a smaller one by repeating it."""
+        chain: list[Op] = []
+        producer = scope.producers.get(slot)
+        while producer is not None and producer.name in _ENLARGING and self.small(producer.inputs):
+            chain.append(producer)
+            producer = scope.producers.get(producer.inputs[0])
+        return chain[::-1]
+
+    def lift(self, scope: Scope, operand: int, reader: str) -> int:
+        """A parameter value with a tap on it."""
         scope.weights[-1 - operand] = None
         readers = self.lifted.setdefault(operand, [])
         if reader not in readers:

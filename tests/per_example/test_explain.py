@@ -40,6 +40,18 @@ def test_only_the_affected_parameters_fall_back():
         assert explained(name).fallbacks == ()
 
 
+def test_what_the_backward_pass_makes_for_nothing_is_no_fallback():
+    def loss(params, x):
+        x = jnp.concatenate([params["token"], x])
+        x = jax.lax.dynamic_update_slice(x, params["first"], (0, 0))
+        x = jax.lax.pad(x, params["edge"], [(1, 1, 0), (0, 0, 0)])
+        return jnp.sum(jnp.tanh(jax.lax.clamp(params["low"], x, params["high"])))
+
+    params = {name: jnp.ones((1, 4)) for name in ("token", "first")}
+    params |= {name: jnp.ones(()) for name in ("edge", "low", "high")}
+    assert per_example.explain(loss, params, jnp.ones((3, 4))).fallbacks == ()
+
+
 def test_loops_are_named():
     uses = {row.parameter: row.uses for row in explained("lstm").rows}
     assert uses["['wh']"] == ("dot_general in scan of 4",)

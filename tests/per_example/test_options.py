@@ -93,6 +93,25 @@ def test_a_limit_stands_for_all_below_it():
     assert distance(gradient, wanted) < 1e-5
 
 
+def test_none_in_the_parameters_is_no_block():
+    params = {"w": jnp.ones(2), "static": None, "part": {"v": jnp.ones(2), "rest": None}}
+
+    def loss(params, x):
+        return jnp.sum(params["w"] * x) + jnp.sum(params["part"]["v"] * x)
+
+    x = jnp.ones((3, 2))
+    for blocks in ("leaf", jax.tree.map(lambda _: "a block", params)):
+        found = per_example.norms(loss, blocks=blocks)(params, x)
+        assert jax.tree.structure(found) == jax.tree.structure(params)
+        assert found["static"] is None
+    for strategy in ("auto", "vmap"):
+        limits = {"w": 1.0, "static": None, "part": None}
+        clip = per_example.clipped_grad(loss, limits, strategy=strategy)
+        info = clip(params, x)[1]
+        assert jax.tree.map(jnp.shape, info.norms) == {"w": (3,), "static": None, "part": (3,)}
+        assert jax.tree.structure(info.clipped) == jax.tree.structure(info.norms)
+
+
 def test_norms_are_those_of_clipped_grad():
     _, info = clip(MLP, "auto")(np.float32(1), PARAMS, *BATCH)
     norms = jax.jit(per_example.norms(MLP.loss), compiler_options=FAST)(PARAMS, *BATCH)
