@@ -1,4 +1,4 @@
-"""A batch through the loss and back, and the norms of what it left."""
+"""Forward and backward pass of a batch, with per-example norms."""
 
 import functools
 import operator
@@ -12,26 +12,46 @@ from jaxtyping import Array, PyTree
 
 from . import checks, measure
 from .checks import Blocks
-from .devices import axes_of, varying
+from .devices import axes_of, batch_axes, mesh_of, sharding_of, spec_of, varying
 from .forms import Form, Plan, plans
+from .gram import Square
 from .products import accumulator
 from .program import Program
+from .rounding import SPARE, gamma
 from .run import batched, weights_of
 from .trace import program_of
 
 
-class Ran(NamedTuple):
-    """A batch after its backward pass, with all that the norms and the sum are made of."""
+class Backward(NamedTuple):
+    """What the backward pass of a batch left, all that norms and the sum are made of.
+
+    Attributes:
+      program: the traced loss.
+      plans: how each parameter is dealt with that the loss depends on.
+      arrays: the arrays.
+      aux: the auxiliary output.
+    """
 
     program: Program
     plans: list[Plan]
+    arrays: "Arrays"
+    aux: Any
+
+
+class Arrays(NamedTuple):
+    """The arrays of a backward pass.
+
+    Attributes:
+      parameters: the leaves of the parameters.
+      weights: the weights by slot.
+      kept: activations and gradients.
+      values: the losses.
+    """
+
     parameters: list[Array]
     weights: dict[int, Array]
     kept: measure.Kept
-    made: list[measure.Grads]
-    squares: dict[int, Array]
     values: Array
-    aux: Any
 
 
 def run(
@@ -42,17 +62,21 @@ def run(
     has_aux: bool,
     blocks: Blocks,
     form: Form,
-) -> Ran:
-    """Traces a loss, runs it and its backward pass on a batch, and measures the gradients."""
+) -> Backward:
+    """Traces a loss, and runs it and its backward pass on a batch."""
     shapes = jax.tree.map(checks.abstract, params), jax.tree.map(checks.one_of_batch, batch)
     traced = checks.trace(loss, *shapes, has_aux)
     parameters, example = jax.tree.leaves(params), jax.tree.leaves(batch)
     program = program_of(traced.jaxpr, len(parameters))
     chosen = [plan for plan in plans(program, blocks.of, form) if plan.form != "unused"]
     weights = weights_of(program, parameters, _read(program))
+    mesh, over = mesh_of(example), batch_axes(example)
 
     def taps(loops: Sequence[int], aval: Any) -> Array:
-        zeros = lax.full((*loops, size, *aval.shape), 0, aval.dtype)
+        spec = (*(None for _ in loops), over, *spec_of(aval))
+        zeros = lax.full(
+            (*loops, size, *aval.shape), 0, aval.dtype, sharding=sharding_of(mesh, spec)
+        )
         return varying(zeros, axes_of(example))
 
     site_taps = {site.number: taps(site.loops, site.output) for site in program.sites}
@@ -70,55 +94,61 @@ def run(
 
     values, back, (aux, acts) = jax.vjp(losses, site_taps, weight_taps, has_aux=True)
     kept = measure.Kept(acts, *back(jnp.ones_like(values)))
-    made, squares = measure.measured(program, chosen, parameters, kept)
-    for i in set(range(len(parameters))) - squares.keys():
-        squares[i] = jnp.zeros_like(values, accumulator(values.dtype))
-    return Ran(
-        program, chosen, parameters, weights, kept, made, squares, values, traced.aux.unflatten(aux)
-    )
+    arrays = Arrays(parameters, weights, kept, values)
+    return Backward(program, chosen, arrays, traced.aux.unflatten(aux))
 
 
-def _summed(squares: Mapping[int, Array], blocks: Blocks) -> list[Array]:
-    wide = accumulator(*(s.dtype for s in squares.values()))
-    size = next(iter(squares.values())).shape
-    zero = jnp.zeros(size, wide)
-    totals = [zero for _ in blocks.limits]
-    for p, block in enumerate(blocks.of):
-        totals[block] = lax.add(totals[block], lax.convert_element_type(squares[p], wide))
+def norms_of(
+    backward: Backward, blocks: Blocks, mask: Array, bound: bool
+) -> tuple[list[Array], list[measure.Grads]]:
+    """The norms of each block, `[batch]`, and what of the gradients is kept for the sum.
+
+    Norms are taken from squares where these are in range, and no rounding can have spoiled them.
+    """
+    program, chosen, (parameters, _, kept, values), _ = backward
+    made, found = measure.measured(program, chosen, parameters, kept, bound)
+    squares = _summed(found, blocks, values)
+    trusted = [_trusted(square, mask) for square in squares]
+    plain = [jnp.sqrt(square.value) for square in squares]
+    if bound:
+        plain = [x * (1 + gamma(len(parameters) + SPARE, x.dtype)) for x in plain]
+
+    def safe() -> list[Array]:
+        count = len(blocks.limits)
+        values = measure.safe_norms(
+            program, chosen, parameters, kept, made, blocks.of, count, mask.shape[0], bound
+        )
+        return [
+            jnp.where(t, p, v.astype(p.dtype))
+            for t, p, v in zip(trusted, plain, values, strict=True)
+        ]
+
+    all_trusted = functools.reduce(operator.and_, [jnp.all(t) for t in trusted])
+    return lax.cond(all_trusted, lambda: plain, safe), made
+
+
+def _summed(squares: Mapping[int, Square], blocks: Blocks, values: Array) -> list[Square]:
+    """The squares of each block."""
+    wide = accumulator(values.dtype, *(square.value.dtype for square in squares.values()))
+    zero = jnp.zeros_like(values, wide)
+    totals = [Square(zero, zero) for _ in blocks.limits]
+    for parameter, square in squares.items():
+        block = blocks.of[parameter]
+        totals[block] = Square(
+            *(
+                lax.add(total, lax.convert_element_type(part, wide))
+                for total, part in zip(totals[block], square, strict=True)
+            )
+        )
     return totals
 
 
-def norms_of(ran: Ran, blocks: Blocks, mask: Array) -> list[Array]:
-    """The norms of each block, `[batch]`, by squares where those are in range."""
-    squares = _summed(ran.squares, blocks)
-    return lax.cond(
-        _trusted(squares, mask),
-        lambda: [jnp.sqrt(square) for square in squares],
-        lambda: [
-            value.astype(square.dtype)
-            for square, value in zip(
-                squares,
-                measure.safe_norms(
-                    ran.program,
-                    ran.plans,
-                    ran.parameters,
-                    ran.kept,
-                    ran.made,
-                    blocks.of,
-                    len(blocks.limits),
-                    mask.shape[0],
-                ),
-                strict=True,
-            )
-        ],
-    )
-
-
-def _trusted(squares: Sequence[Array], mask: Array) -> Array:
-    """Whether every square is far from the ends of its dtype's range; zero is not."""
-    low = jnp.sqrt(jnp.finfo(squares[0].dtype).tiny)
-    fine = [((s >= low) & (s <= 1 / low)) | (~mask & jnp.isfinite(s)) for s in squares]
-    return jnp.all(functools.reduce(operator.and_, fine))
+def _trusted(square: Square, mask: Array) -> Array:
+    """Whether a square is far from the ends of its dtype's range, and not in doubt; zero is not."""
+    value, doubt = square
+    low = jnp.sqrt(jnp.finfo(value.dtype).tiny)
+    fine = (value >= low) & (value <= 1 / low) & (doubt <= value)
+    return fine | (~mask & jnp.isfinite(value))
 
 
 def _read(program: Program) -> list[int]:

@@ -10,6 +10,7 @@ from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..thresholds import checked
+from .devices import axes_of, batch_axes, mesh_of, spec_of
 
 _OF_ONE_EXAMPLE = (
     " Is it written for a whole batch? `loss(params, *example)` gets one example, without a batch "
@@ -173,6 +174,40 @@ def _takes_a_batch(flat: Callable, leaves: Sequence[Any], num_params: int) -> bo
     except Exception:
         return False
     return True
+
+
+def check_devices(params: Any, batch: Any, strategy: str, microbatch_size: int | None) -> None:
+    """Refuses parameters and microbatches whose parts on different devices nothing would join."""
+    shared = axes_of(batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, aval = f"params{jax.tree_util.keystr(path)}", jax.typeof(leaf)
+        alone = [axis for axis in axes_of(leaf) if axis not in shared]
+        if alone:
+            raise ValueError(
+                f"`{name}` differs from device to device along {alone}, and the batch does not: "
+                "each device has a part of every gradient, and the norm of none. Within "
+                "`shard_map` spread the batch alone, or leave those axes to the partitioner, with "
+                "`axis_names=` or outside of `shard_map`."
+            )
+        explicit = [axes for axes in spec_of(aval) if axes is not None]
+        if explicit and strategy != "vmap":
+            raise ValueError(
+                f"`{name}` is spread over {explicit}, which are explicit axes of the mesh: how the "
+                "products that norms are made of should be spread is not known. Make those axes "
+                'automatic, with `jax.sharding.auto_axes`, or set `strategy="vmap"`.'
+            )
+    mesh, axes = mesh_of(batch), batch_axes(batch)
+    if axes is None or microbatch_size is None:
+        return
+    names = axes if isinstance(axes, tuple) else (axes,)
+    devices = math.prod(mesh.shape[name] for name in names)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % min(microbatch_size, size) or min(microbatch_size, size) % devices:
+        raise ValueError(
+            f"`microbatch_size` is {microbatch_size}, but the {size} examples are spread over the "
+            f"{devices} devices of the explicit axes {names}. Give a multiple of {devices} that "
+            f"divides {size}, or make those axes automatic."
+        )
 
 
 def one_of_batch(x: Any) -> jax.ShapeDtypeStruct:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import core
 
+_RESULT = "preferred_element_type"
+
 Operand = Any  # an `int`, the slot that holds the value, or a `core.Literal`
 
 
@@ -96,14 +98,17 @@ class Site(NamedTuple):
     op: Op
 
     def apply(self, weight: Any, act: Any) -> Any:
-        """The output of the equation, for one example and one iteration."""
+        """The output of the equation, for one example and one iteration, in any dtype."""
         # Constants other than literals are the starts of slices that take all of a dimension.
         operands = [
             operand.val if isinstance(operand, core.Literal) else jnp.zeros((), atom.aval.dtype)
             for operand, atom in zip(self.op.inputs, self.eqn.invars, strict=True)
         ]
         operands[self.position], operands[self.act_position] = weight, act
-        return self.op.call(*operands)[0]
+        params = {name: value for name, value in self.eqn.params.items() if name != _RESULT}
+        if _RESULT in self.eqn.params:
+            params[_RESULT] = weight.dtype
+        return self.eqn.primitive.bind(*operands, **params)
 
     @property
     def output(self) -> Any:

@@ -21,7 +21,7 @@ from jax.extend.core import primitives
 from jaxtyping import Array
 
 from . import convolution
-from .products import Ids, accumulator, arranged, contract, wide
+from .products import EXACT, Factor, Ids, accumulator, arranged, outer
 from .program import Kind, Operand, Site
 
 
@@ -33,8 +33,8 @@ class Factors(NamedTuple):
       v: the right factors.
     """
 
-    u: Array | Ids
-    v: Array
+    u: Factor
+    v: Factor
 
 
 class Layout(NamedTuple):
@@ -56,6 +56,8 @@ def activation(
     if len(weights) != 1 or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return None
     weight = eqn.invars[weights[0]].aval
+    if 0 in (weight.size, eqn.outvars[0].aval.size):
+        return None
     if eqn.primitive is primitives.dot_general_p and len(examples) == 1:
         real = all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in eqn.invars)
         return examples[0] if real else None
@@ -121,7 +123,7 @@ def sizes(site: Site) -> tuple[int, int, int, int]:
 
 
 def factors(site: Site, act: Array, out_grad: Array) -> Factors:
-    """The outer products of one example at a site that is no convolution.
+    """The outer products of one example.
 
     Args:
       site: a site whose loops have no slice of the weight each.
@@ -132,6 +134,8 @@ def factors(site: Site, act: Array, out_grad: Array) -> Factors:
       Its factors; the positions of all iterations follow one another.
     """
     loops = out_grad.ndim - site.output.ndim
+    if is_convolution(site):
+        return Factors(*convolution.factors(site, act, out_grad))
     if is_dot(site):
         of_act, of_out = _dot_dims(site)
         return Factors(arranged(act, loops, *of_act), arranged(out_grad, loops, *of_out))
@@ -143,11 +147,11 @@ def factors(site: Site, act: Array, out_grad: Array) -> Factors:
         index = jnp.where(inside, index, -1) if drops else jnp.clip(index, 0, size - 1)
         positions = _rest(site.output.ndim, numbers.offset_dims)
         v = arranged(out_grad, loops, (), positions, numbers.offset_dims)
-        return Factors(Ids(index.reshape(v.shape[1])), v)
+        return Factors(Ids(index.reshape(v.shape[1]), size), v)
     axis = site.act_position - 1
     v = arranged(out_grad, loops, (), (axis,), _rest(site.output.ndim, (axis,)))
     size = site.eqn.invars[0].aval.shape[axis]
-    return Factors(Ids(_start(act, size).reshape(v.shape[1])), v)
+    return Factors(Ids(_start(act, size).reshape(v.shape[1]), size), v)
 
 
 def dot_of_batch(site: Site, act: Array, out_grad: Array) -> Array:
@@ -165,14 +169,16 @@ def dot_of_batch(site: Site, act: Array, out_grad: Array) -> Array:
     own = [axis for axis, is_own in enumerate(site.varying) if is_own]
     shared = [axis for axis in range(batch + 1) if axis not in own]
     of_act, of_out = ([[batch + 1 + d for d in dims] for dims in side] for side in _dot_dims(site))
+    dtype = accumulator(act.dtype, out_grad.dtype)
     grad = lax.dot_general(
-        act,
-        out_grad,
+        lax.convert_element_type(act, dtype),
+        lax.convert_element_type(out_grad, dtype),
         (
             ([*shared, *of_act[1]], [*shared, *of_out[1]]),
             ([*own, *of_act[0]], [*own, *of_out[0]]),
         ),
-        preferred_element_type=accumulator(act.dtype, out_grad.dtype),
+        precision_of(site),
+        preferred_element_type=dtype,
     )
     dims = layout(site)
     order = (*dims.groups, *dims.left, *dims.right)
@@ -180,22 +186,23 @@ def dot_of_batch(site: Site, act: Array, out_grad: Array) -> Array:
     return lax.transpose(grad, [*range(len(own)), *places])
 
 
-def matrices(site: Site, act: Array, out_grad: Array) -> Array:
+def matrices(site: Site, act: Array, out_grad: Array, precision: Any) -> Array:
     """The gradient of one example with respect to the weight, summed over the iterations."""
-    weight = site.eqn.invars[site.position].aval
     if is_convolution(site):
-        return convolution.gradient(site, act, out_grad)
-    pair, dims = factors(site, act, out_grad), layout(site)
-    if isinstance(pair.u, Ids):
-        (axis,) = dims.left
-        zeros = jnp.zeros((weight.shape[axis], pair.v.shape[-1]), accumulator(pair.v.dtype))
-        index = jnp.where(pair.u.positions >= 0, pair.u.positions, weight.shape[axis])
-        product = zeros.at[index].add(wide(pair.v[0]), mode="drop")[None]
-    else:
-        product = contract(pair.u, pair.v, 1)
+        return convolution.gradient(site, act, out_grad, precision)
+    weight, dims = site.eqn.invars[site.position].aval, layout(site)
+    product = outer(*factors(site, act, out_grad), precision)
     order = (*dims.groups, *dims.left, *dims.right)
     shaped = lax.reshape(product, [weight.shape[d] for d in order])
     return lax.transpose(shaped, [order.index(d) for d in range(weight.ndim)])
+
+
+def precision_of(site: Site) -> Any:
+    """The precision that the loss asks of a product, for that of activation and gradient."""
+    given = site.eqn.params.get("precision")
+    if isinstance(given, tuple):
+        return given[site.act_position], given[site.position]
+    return None if given is None else EXACT  # of an algorithm no other product need be capable
 
 
 def _dot_dims(site: Site) -> tuple[tuple, tuple]:

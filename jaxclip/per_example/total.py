@@ -8,8 +8,8 @@ from jax import lax
 from jaxtyping import Array
 
 from . import rules
+from .batch import Arrays
 from .forms import Plan
-from .measure import Kept
 from .products import is_dense, wide
 from .program import Program, Site
 from .run import way_back
@@ -18,9 +18,7 @@ from .run import way_back
 def total(
     program: Program,
     plans: Sequence[Plan],
-    parameters: Sequence[Array],
-    weights: Mapping[int, Array],
-    kept: Kept,
+    arrays: Arrays,
     made: Sequence[Mapping[int, Array]],
     factors: Sequence[Array],
     left_out: Array,
@@ -31,16 +29,18 @@ def total(
     Args:
       program: the traced loss.
       plans: for all parameters.
-      parameters: their values.
-      weights: by slot.
-      kept: what the backward pass left.
+      arrays: of the backward pass.
       made: for each plan the gradients that it keeps, empty if it does not.
       factors: `[batch]` for each parameter.
       left_out: bool[batch], the examples of which nothing enters, whatever they hold.
       all_finite: whether nothing that the examples hold is nan or infinite.
     """
+    parameters, weights, kept, _ = arrays
 
     def scaled(factor: Array, x: Array, axis: int) -> Array:
+        # In float32 at least, up to the sum: rounded to a narrower dtype, an example would be
+        # longer than its limit, or, below the smallest number, nothing.
+        x = wide(x)
         product = lax.mul(_along(factor, axis, x), x)
         return lax.select(_along(left_out, axis, x), lax.full_like(x, 0), product)
 
@@ -73,7 +73,6 @@ def total(
         parts += zip((site.weight for site in sites), contracted, strict=True)
     at_weights: dict[int, Array] = {}
     for slot, grad in parts:
-        grad = lax.convert_element_type(grad, weights[slot].dtype)
         at_weights[slot] = at_weights[slot] + grad if slot in at_weights else grad
     rest = [i for i in range(len(parameters)) if i not in found]
     if at_weights:
@@ -87,7 +86,8 @@ def total(
 def _contracted(site: Site, weight: Array, act: Array, out: Array) -> Array:
     """The gradient of a batch with respect to the weight of a site."""
     if rules.is_dot(site):
-        return lax.convert_element_type(rules.dot_of_batch(site, act, out), weight.dtype)
+        return rules.dot_of_batch(site, act, out)
+    weight, act = wide(weight), wide(act) if is_dense(act) else act
     apply = jax.vmap(site.apply, in_axes=(None, 0))
     for own in reversed(site.varying):
         apply = jax.vmap(apply, in_axes=(0 if own else None, 0))

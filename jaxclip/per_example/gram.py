@@ -1,0 +1,259 @@
+r"""The norm of a sum of outer products, without the sum.
+
+$$\Big\|\sum_t a_t \otimes b_t\Big\|^2 = \sum_{ts} \langle a_t, a_s\rangle \langle b_t, b_s\rangle
+  \;\le\; \Big(\sum_t \|a_t\| \|b_t\|\Big)^2$$
+
+Rounding errors are as large as a small part of the right side. Where positions cancel, and the left
+side is no larger than that, the sum has to be made: some features at a time, so that no more than
+the factors themselves take is ever held.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from .. import norms
+from .products import EXACT, Factor, Ids, Patches, accumulator, features, gram, outer, total, wide
+from .rounding import SPARE, exponent, gamma, times_power
+
+Pair = tuple[Factor, Factor]
+
+# Positions that have nothing to do with one another give 1/T of the right side. A Gram sum is
+# trusted down to a sixteenth of that.
+_CANCELLED = 16
+# A bound is good enough if the square is not raised by more than this part of it.
+_RAISED = 0.02
+# Below the exponent of any product.
+_LOWEST = -10_000
+
+
+class Square(NamedTuple):
+    """A squared norm.
+
+    Attributes:
+      value: the square, or a bound of it.
+      doubt: what the squares of a block must reach in sum for its norm to be good enough.
+    """
+
+    value: Array
+    doubt: Array
+
+
+def squared(pairs: Sequence[Pair], bound: bool, floored: bool = True) -> Square:
+    """The squared norm of a sum of outer products by Gram matrices.
+
+    Args:
+      pairs: the factors of each site; all sites have the same two sides.
+      bound: whether to raise the square by all that rounding may have taken from it.
+      floored: whether squares of lengths may have been too small for a float, so that a length
+        of zero is not taken at its word.
+    """
+    us, vs = zip(*pairs, strict=True)
+    left, right = _products(us, floored), _products(vs, floored)
+    positions = sum(_positions(v) for v in vs)
+    dtype = accumulator(*(g.dtype for g, _ in (*left.values(), *right.values())))
+    values, sizes = [], []
+    for i, j in left:
+        (g, a), (h, b) = left[i, j], right[i, j]
+        twice = 1 if i == j else 2
+        values.append(twice * _sum(lax.mul(g.astype(dtype), h.astype(dtype)), bound))
+        sizes.append(twice * total(lax.mul(a.astype(dtype), b.astype(dtype))))
+    value, size = functools.reduce(operator.add, values), functools.reduce(operator.add, sizes)
+    value = jnp.maximum(value, 0)
+    if not bound:
+        return Square(value, size / (_CANCELLED * positions))
+    depth = max(map(features, us)) + max(map(features, vs)) + 2 * positions
+    depth += left[0, 0][0].shape[0] + len(pairs) ** 2 + SPARE
+    error = gamma(depth, dtype) * size
+    return Square(value + error, error / _RAISED)
+
+
+def _products(factors: Sequence[Factor], floored: bool) -> dict:
+    """For each pair of sites the inner products, and what these can be at most."""
+    grams = {(i, j): gram(f, factors[j]) for i, f in enumerate(factors) for j in range(i + 1)}
+    lengths = [_lengths(f, grams[i, i], floored) for i, f in enumerate(factors)]
+    return {
+        (i, j): (
+            g,
+            lax.abs(g)
+            if isinstance(factors[i], Ids) or isinstance(factors[j], Ids)
+            else lengths[i][:, :, None] * lengths[j][:, None, :],
+        )
+        for (i, j), g in grams.items()
+    }
+
+
+def _lengths(factor: Factor, own: Array, floored: bool) -> Array:
+    """The lengths `[g, t]` of vectors, given their inner products."""
+    diagonal = jnp.eye(own.shape[1], dtype=jnp.bool_)[None]
+    squares = jnp.sum(jnp.where(diagonal, own, 0), 2)
+    # Squares below the smallest float are lost from the sum.
+    info = jnp.finfo(own.dtype)
+    lost = features(factor) * float(info.tiny) / float(info.eps) if floored else 0.0
+    return jnp.sqrt(squares + lost)
+
+
+def _sum(x: Array, staged: bool) -> Array:
+    if not staged:
+        return total(x)
+    for _ in range(x.ndim):  # the compiler would join the sums into one
+        x = lax.optimization_barrier(jnp.sum(x, -1))
+    return x
+
+
+class Scaled(NamedTuple):
+    """Factors in range: their sum is `2**exponent` times the sum of these.
+
+    Attributes:
+      pairs: the factors, each vector of a length near 1, or less beside longer products.
+      exponent: an integer.
+    """
+
+    pairs: list[Pair]
+    exponent: Array
+
+
+def scaled(pairs: Sequence[Pair]) -> Scaled:
+    """Scales every vector by a power of two, and so without an error."""
+    exponents = [(_exponents(u), _exponents(v)) for u, v in pairs]
+    sums = [jnp.where(p.valid & q.valid, p.value + q.value, _LOWEST) for p, q in exponents]
+    largest = functools.reduce(jnp.maximum, [jnp.max(x, initial=_LOWEST) for x in sums])
+    largest = jnp.where(largest == _LOWEST, 0, largest)
+    found: list[Pair] = []
+    for (u, v), (p, q) in zip(pairs, exponents, strict=True):
+        valid = p.valid & q.valid
+        # One of two factors has what is left of the product's exponent; an index has none.
+        of_u = jnp.where(valid, q.value - largest, -p.value) if isinstance(v, Ids) else -p.value
+        of_v = jnp.where(valid, p.value - largest, -q.value)
+        found.append((_times(u, of_u), _times(v, of_v)))
+    return Scaled(found, largest)
+
+
+def norm(scaled: Scaled, bound: bool) -> Square:
+    """As `squared`, of factors in range, whose lengths are true; norms, not squares."""
+    square = squared(scaled.pairs, bound, floored=False)
+    return Square(*(times_power(jnp.sqrt(x), scaled.exponent) for x in square))
+
+
+def norm_of_sum(scaled: Scaled, bound: bool) -> Array:
+    """The norm of a sum of outer products, from the sum itself."""
+    pairs = list(scaled.pairs)
+    if not isinstance(pairs[0][0], Patches) and _size(pairs[0][0]) > _size(pairs[0][1]):
+        pairs = [(v, u) for u, v in pairs]
+    first, other = pairs[0]
+    inputs = sum(_positions(v) * (_size(u) + _size(v)) for u, v in pairs)
+    size = _size(first)
+    matrix = _groups(other) * _size(other)
+    count = next(
+        n for n in range(1, size + 1) if size % n == 0 and size // n <= max(1, inputs // matrix)
+    )
+    repeats = first.offsets.shape[0] if isinstance(first, Patches) else 1
+
+    def part(i: Array) -> Array:
+        products = [outer(_some(u, i, count), v, EXACT) for u, v in pairs]
+        return norms.l2([[functools.reduce(operator.add, products)]], [()])[0]
+
+    parts = lax.map(part, jnp.arange(repeats * count, dtype=jnp.int32))
+    (value,) = norms.l2([[parts]], [()])
+    if bound:
+        depth = matrix * (size // count) + repeats * count + SPARE
+        value = value * (1 + gamma(depth, value.dtype)) + slack(pairs)
+    return times_power(value, scaled.exponent)
+
+
+def slack(pairs: Sequence[Pair]) -> Array:
+    r"""How much shorter than the true sum rounding can have made it: $\gamma \sum \|a\| \|b\|$."""
+    sums = [total(_norms(u) * _norms(v)) for u, v in pairs]
+    depth = sum(_positions(v) for _, v in pairs) + SPARE
+    dtype = accumulator(*(x.dtype for x in sums))
+    depth += max(features(f) for pair in pairs for f in pair)
+    return gamma(depth, dtype) * functools.reduce(operator.add, [x.astype(dtype) for x in sums])
+
+
+def slack_of_any(pairs: Sequence[Pair]) -> Array:
+    """As `slack`, of factors of any size."""
+    in_range = scaled(pairs)
+    return times_power(slack(in_range.pairs), in_range.exponent)
+
+
+class _Exponents(NamedTuple):
+    """The exponents `[g, t]` of the largest entries of vectors, and which of these are not zero."""
+
+    value: Array
+    valid: Array
+
+
+def _exponents(factor: Factor) -> _Exponents:
+    if isinstance(factor, Ids):
+        valid = (factor.positions >= 0)[None]
+        return _Exponents(jnp.zeros(valid.shape, jnp.int32), valid)
+    if isinstance(factor, Patches):
+        largest = jnp.max(lax.map(lambda o: _largest(factor.at(o)), factor.offsets), 0)
+    else:
+        largest = _largest(factor)
+    return _Exponents(exponent(largest), largest > 0)
+
+
+def _largest(x: Array) -> Array:
+    return jnp.max(lax.abs(wide(x)), 2)
+
+
+def _times(factor: Factor, k: Array) -> Factor:
+    if isinstance(factor, Ids):
+        return factor
+    if isinstance(factor, Patches):
+        return factor._replace(at=lambda offset: times_power(factor.at(offset), k[:, :, None]))
+    return times_power(factor, k[:, :, None])
+
+
+def _norms(factor: Factor) -> Array:
+    """The lengths `[g, t]` of vectors in range."""
+    if isinstance(factor, Ids):
+        return (factor.positions >= 0)[None].astype(jnp.float32)
+    if isinstance(factor, Patches):
+        squares = jnp.sum(lax.map(lambda o: _squares(factor.at(o)), factor.offsets), 0)
+    else:
+        squares = _squares(factor)
+    return jnp.sqrt(squares)
+
+
+def _squares(x: Array) -> Array:
+    return jnp.sum(jnp.square(wide(x)), 2)
+
+
+def _positions(factor: Factor) -> int:
+    if isinstance(factor, Ids):
+        return factor.positions.shape[0]
+    assert not isinstance(factor, Patches)
+    return factor.shape[1]
+
+
+def _groups(factor: Factor) -> int:
+    assert not isinstance(factor, Patches)
+    return 1 if isinstance(factor, Ids) else factor.shape[0]
+
+
+def _size(factor: Factor) -> int:
+    """How long the vectors are, or the part of them that an offset has."""
+    if isinstance(factor, Ids):
+        return factor.size
+    if isinstance(factor, Patches):
+        return factor.features // factor.offsets.shape[0]
+    return factor.shape[2]
+
+
+def _some(factor: Factor, i: Array, count: int) -> Factor:
+    """A part of the features: one of `count`, of one offset if there are offsets."""
+    size = _size(factor) // count
+    if isinstance(factor, Ids):
+        moved = factor.positions - i * size
+        return Ids(jnp.where((moved >= 0) & (moved < size), moved, -1), size)
+    if isinstance(factor, Patches):
+        offset = lax.dynamic_index_in_dim(factor.offsets, i // count, 0, keepdims=False)
+        factor, i = factor.at(offset), i % count
+    return lax.dynamic_slice_in_dim(factor, i * size, size, 2)
