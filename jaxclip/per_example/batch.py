@@ -93,7 +93,9 @@ def run(
         return batched(program, weights, site_taps, weight_taps, example, zeros)
 
     values, back, (aux, acts) = jax.vjp(losses, site_taps, weight_taps, has_aux=True)
-    kept = measure.Kept(acts, *back(jnp.ones_like(values)))
+    # XLA may compute a narrow dtype in a wider one, and round in one of the places that read it
+    # and not in another: the sum would be of other gradients than those that were measured.
+    kept = lax.optimization_barrier(measure.Kept(acts, *back(jnp.ones_like(values))))
     arrays = Arrays(parameters, weights, kept, values)
     return Backward(program, chosen, arrays, traced.aux.unflatten(aux))
 

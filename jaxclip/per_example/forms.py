@@ -153,7 +153,9 @@ def _plan(
     if not falls_back and viewed:
         why = "used at several places in different ways"
     keep = not one_block or size <= inputs or not sites
-    return made("matrices", False, keep, size, size, why)
+    # Gradients are made with respect to the weights, and taken back to the parameters from there.
+    floats = size + sum(_weight_size(program, slot) for slot in weights)
+    return made("matrices", False, keep, floats, size, why)
 
 
 def _aligned(program: Program, sites: Sequence[Site]) -> bool:
@@ -180,6 +182,12 @@ def sides_of(program: Program, site: Site) -> tuple[tuple[int, ...], tuple[int, 
 
 def _size(program: Program, parameter: int) -> int:
     return program.values[program.parameters[parameter]].aval.size
+
+
+def _weight_size(program: Program, slot: int) -> int:
+    value = program.values[slot]
+    own = zip(program.loops[slot], value.varying, strict=True)
+    return value.aval.size * math.prod(length for length, varies in own if varies)
 
 
 def _act_size(site: Site) -> int:

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .. import norms
 from .products import EXACT, Factor, Ids, Patches, accumulator, features, gram, outer, total, wide
-from .rounding import SPARE, exponent, gamma, times_power
+from .rounding import SPARE, exponent, gamma, safe_norm, times_power
 
 Pair = tuple[Factor, Factor]
 
@@ -60,13 +59,15 @@ def squared(pairs: Sequence[Pair], bound: bool, floored: bool = True) -> Square:
     values, sizes = [], []
     for i, j in left:
         (g, a), (h, b) = left[i, j], right[i, j]
-        twice = 1 if i == j else 2
-        values.append(twice * _sum(lax.mul(g.astype(dtype), h.astype(dtype)), bound))
-        sizes.append(twice * total(lax.mul(a.astype(dtype), b.astype(dtype))))
-    value, size = functools.reduce(operator.add, values), functools.reduce(operator.add, sizes)
-    value = jnp.maximum(value, 0)
+        g, a, h, b = (lax.convert_element_type(x, dtype) for x in (g, a, h, b))
+        times = 1 if i == j else 2
+        values += times * [_sum(lax.mul(g, h), bound)]
+        sizes += times * [total(lax.mul(a, b))]
+    value, size = functools.reduce(lax.add, values), functools.reduce(lax.add, sizes)
+    value = lax.max(value, lax.full_like(value, 0))
     if not bound:
-        return Square(value, size / (_CANCELLED * positions))
+        share = lax.full_like(size, 1 / (_CANCELLED * positions))
+        return Square(value, lax.mul(size, share))
     depth = max(map(features, us)) + max(map(features, vs)) + 2 * positions
     depth += left[0, 0][0].shape[0] + len(pairs) ** 2 + SPARE
     error = gamma(depth, dtype) * size
@@ -82,7 +83,10 @@ def _products(factors: Sequence[Factor], floored: bool) -> dict:
             g,
             lax.abs(g)
             if isinstance(factors[i], Ids) or isinstance(factors[j], Ids)
-            else lengths[i][:, :, None] * lengths[j][:, None, :],
+            else lax.mul(
+                lax.broadcast_in_dim(lengths[i], g.shape, (0, 1)),
+                lax.broadcast_in_dim(lengths[j], g.shape, (0, 2)),
+            ),
         )
         for (i, j), g in grams.items()
     }
@@ -90,12 +94,13 @@ def _products(factors: Sequence[Factor], floored: bool) -> dict:
 
 def _lengths(factor: Factor, own: Array, floored: bool) -> Array:
     """The lengths `[g, t]` of vectors, given their inner products."""
-    diagonal = jnp.eye(own.shape[1], dtype=jnp.bool_)[None]
-    squares = jnp.sum(jnp.where(diagonal, own, 0), 2)
+    rows, columns = (lax.broadcasted_iota(jnp.int32, own.shape, axis) for axis in (1, 2))
+    diagonal = lax.select(lax.eq(rows, columns), own, lax.full_like(own, 0))
+    squares = lax.reduce_sum(diagonal, (2,))
     # Squares below the smallest float are lost from the sum.
     info = jnp.finfo(own.dtype)
     lost = features(factor) * float(info.tiny) / float(info.eps) if floored else 0.0
-    return jnp.sqrt(squares + lost)
+    return lax.sqrt(lax.add(squares, lax.full_like(squares, lost)))
 
 
 def _sum(x: Array, staged: bool) -> Array:
@@ -121,15 +126,22 @@ class Scaled(NamedTuple):
 def scaled(pairs: Sequence[Pair]) -> Scaled:
     """Scales every vector by a power of two, and so without an error."""
     exponents = [(_exponents(u), _exponents(v)) for u, v in pairs]
-    sums = [jnp.where(p.valid & q.valid, p.value + q.value, _LOWEST) for p, q in exponents]
-    largest = functools.reduce(jnp.maximum, [jnp.max(x, initial=_LOWEST) for x in sums])
-    largest = jnp.where(largest == _LOWEST, 0, largest)
+    lowest = lax.full((), _LOWEST, jnp.int32)
+    largest = lowest
+    for p, q in exponents:
+        valid = lax.bitwise_and(p.valid, q.valid)
+        product = lax.select(valid, lax.add(p.value, q.value), lax.broadcast(lowest, valid.shape))
+        largest = lax.max(largest, lax.reduce_max(product, (0, 1)))
+    largest = lax.select(lax.gt(largest, lowest), largest, lax.full_like(largest, 0))
     found: list[Pair] = []
     for (u, v), (p, q) in zip(pairs, exponents, strict=True):
-        valid = p.valid & q.valid
+        valid = lax.bitwise_and(p.valid, q.valid)
+        common = lax.broadcast(largest, valid.shape)
         # One of two factors has what is left of the product's exponent; an index has none.
-        of_u = jnp.where(valid, q.value - largest, -p.value) if isinstance(v, Ids) else -p.value
-        of_v = jnp.where(valid, p.value - largest, -q.value)
+        mine, other = (q, p) if isinstance(v, Ids) else (p, q)
+        own = lax.neg(mine.value)
+        rest = lax.select(valid, lax.sub(mine.value, common), lax.neg(other.value))
+        of_u, of_v = (rest, own) if isinstance(v, Ids) else (own, rest)
         found.append((_times(u, of_u), _times(v, of_v)))
     return Scaled(found, largest)
 
@@ -137,7 +149,7 @@ def scaled(pairs: Sequence[Pair]) -> Scaled:
 def norm(scaled: Scaled, bound: bool) -> Square:
     """As `squared`, of factors in range, whose lengths are true; norms, not squares."""
     square = squared(scaled.pairs, bound, floored=False)
-    return Square(*(times_power(jnp.sqrt(x), scaled.exponent) for x in square))
+    return Square(*(times_power(lax.sqrt(x), scaled.exponent) for x in square))
 
 
 def norm_of_sum(scaled: Scaled, bound: bool) -> Array:
@@ -156,10 +168,10 @@ def norm_of_sum(scaled: Scaled, bound: bool) -> Array:
 
     def part(i: Array) -> Array:
         products = [outer(_some(u, i, count), v, EXACT) for u, v in pairs]
-        return norms.l2([[functools.reduce(operator.add, products)]], [()])[0]
+        return safe_norm(functools.reduce(lax.add, products))
 
     parts = lax.map(part, jnp.arange(repeats * count, dtype=jnp.int32))
-    (value,) = norms.l2([[parts]], [()])
+    value = safe_norm(parts)
     if bound:
         depth = matrix * (size // count) + repeats * count + SPARE
         value = value * (1 + gamma(depth, value.dtype)) + slack(pairs)
@@ -169,10 +181,11 @@ def norm_of_sum(scaled: Scaled, bound: bool) -> Array:
 def slack(pairs: Sequence[Pair]) -> Array:
     r"""How much shorter than the true sum rounding can have made it: $\gamma \sum \|a\| \|b\|$."""
     sums = [total(_norms(u) * _norms(v)) for u, v in pairs]
-    depth = sum(_positions(v) for _, v in pairs) + SPARE
     dtype = accumulator(*(x.dtype for x in sums))
-    depth += max(features(f) for pair in pairs for f in pair)
-    return gamma(depth, dtype) * functools.reduce(operator.add, [x.astype(dtype) for x in sums])
+    positions = sum(_positions(v) for _, v in pairs)
+    lengths = max(features(f) for pair in pairs for f in pair)
+    error = gamma(positions + 8, dtype) * (1 + gamma(lengths + SPARE, dtype))
+    return error * functools.reduce(operator.add, [x.astype(dtype) for x in sums])
 
 
 def slack_of_any(pairs: Sequence[Pair]) -> Array:
@@ -196,19 +209,24 @@ def _exponents(factor: Factor) -> _Exponents:
         largest = jnp.max(lax.map(lambda o: _largest(factor.at(o)), factor.offsets), 0)
     else:
         largest = _largest(factor)
-    return _Exponents(exponent(largest), largest > 0)
+    return _Exponents(exponent(largest), lax.gt(largest, lax.full_like(largest, 0)))
 
 
 def _largest(x: Array) -> Array:
-    return jnp.max(lax.abs(wide(x)), 2)
+    return lax.reduce_max(lax.abs(wide(x)), (2,))
 
 
 def _times(factor: Factor, k: Array) -> Factor:
+    def one(x: Array) -> Array:
+        return times_power(x, lax.broadcast_in_dim(k, x.shape, (0, 1)))
+
     if isinstance(factor, Ids):
         return factor
-    if isinstance(factor, Patches):
-        return factor._replace(at=lambda offset: times_power(factor.at(offset), k[:, :, None]))
-    return times_power(factor, k[:, :, None])
+    return (
+        factor._replace(at=lambda o: one(factor.at(o)))
+        if isinstance(factor, Patches)
+        else one(factor)
+    )
 
 
 def _norms(factor: Factor) -> Array:

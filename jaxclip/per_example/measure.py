@@ -121,9 +121,10 @@ def safe_norms(
         def of(pairs: Sequence[Pair]) -> Array:
             return gram.norm_of_sum(gram.scaled(pairs), bound)
 
-        return [_of_pairs(of, program, plan, acts, outs) for plan in grams]
+        return [_of_pairs(of, program, plan, acts, outs) for plan in cancelling]
 
     grams = [plan for plan in plans if plan.form == "gram"]
+    cancelling = [plan for plan in grams if sum(rules.sizes(s).positions for s in plan.sites) > 1]
     others: list[list[Array]] = [[] for _ in range(count)]
     slacks: list[list[Array]] = [[] for _ in range(count)]
     again = _over_batch(program, rest, kept) if plans else []
@@ -152,29 +153,28 @@ def safe_norms(
 
     if not grams:
         return joined([])
-    first = _over_batch(program, by_gram, kept)
-    values = joined([square.value for square in first])
-    doubts = _doubts(grams, [square.doubt for square in first], of, count, size)
-    trusted = [~(doubt > value) for doubt, value in zip(doubts, values, strict=True)]
+    own = _over_batch(program, by_gram, kept)
+    values = joined([square.value for square in own])
+    if not cancelling:
+        return values
+    trusted = [jnp.ones(size, jnp.bool_) for _ in range(count)]
+    for plan, (_, doubt) in zip(grams, own, strict=True):
+        block = of[plan.parameters[0]]
+        largest = jnp.max(doubt, range(1, doubt.ndim)) * (len(grams) * doubt[0].size) ** 0.5
+        trusted[block] &= ~(largest > values[block])
 
     def from_sums() -> list[Array]:
-        made = joined(_over_batch(program, by_sum, kept))
-        return [jnp.where(t, v, m) for t, v, m in zip(trusted, values, made, strict=True)]
+        summed = {
+            plan.parameters: value
+            for plan, value in zip(cancelling, _over_batch(program, by_sum, kept), strict=True)
+        }
+        better = joined(
+            [summed.get(plan.parameters, s.value) for plan, s in zip(grams, own, strict=True)]
+        )
+        return [jnp.where(t, v, b) for t, v, b in zip(trusted, values, better, strict=True)]
 
     all_trusted = functools.reduce(operator.and_, [jnp.all(t) for t in trusted])
     return lax.cond(all_trusted, lambda: values, from_sums)
-
-
-def _doubts(
-    grams: Sequence[Plan], doubts: Sequence[Array], of: Sequence[int], count: int, size: int
-) -> list[Array]:
-    blocks: list[list[Array]] = [[] for _ in range(count)]
-    for plan, doubt in zip(grams, doubts, strict=True):
-        blocks[of[plan.parameters[0]]].append(doubt)
-    return [
-        value if block else jnp.zeros(size, jnp.float32)
-        for value, block in zip(_l2(blocks), blocks, strict=True)
-    ]
 
 
 def _l2(blocks: Sequence[Sequence[Array]]) -> list[Array]:

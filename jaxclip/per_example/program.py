@@ -209,6 +209,7 @@ class Program:
       sites: every site.
       lifted: every weight that is differentiated as a whole, since no rule knows a step that
         reads it, and the names of those steps.
+      loops: the lengths of the scans around each weight of a site or lifted one.
     """
 
     top: Scope
@@ -218,3 +219,4 @@ class Program:
     results: list[Operand]
     sites: list[Site]
     lifted: dict[int, list[str]]
+    loops: dict[int, tuple[int, ...]]

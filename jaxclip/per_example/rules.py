@@ -107,19 +107,27 @@ def contracted_dims(site: Site) -> list[tuple[int, int]]:
     return sorted(zip(contracting[site.act_position], contracting[site.position], strict=True))
 
 
-def sizes(site: Site) -> tuple[int, int, int, int]:
+class Sizes(NamedTuple):
     """Groups, positions and the two sides of the matrices of a site, loops included."""
+
+    groups: int
+    positions: int
+    left: int
+    right: int
+
+
+def sizes(site: Site) -> Sizes:
+    """The sizes of a site's factors."""
     shape, out = site.eqn.invars[site.position].aval.shape, site.output
     repeated = math.prod(n for n, own in zip(site.loops, site.varying, strict=True) if not own)
     own = math.prod(n for n, own in zip(site.loops, site.varying, strict=True) if own)
     if is_convolution(site):
         kernel = site.eqn.params["dimension_numbers"].rhs_spec
         groups, features = site.eqn.params["feature_group_count"], shape[kernel[0]]
-        left = math.prod(shape) // max(features, 1)
-        positions = out.size // max(features, 1)
-        return own * groups, repeated * positions, left, features // groups
+        left, positions = math.prod(shape) // features, out.size // features
+        return Sizes(own * groups, repeated * positions, left, features // groups)
     groups, left, right = (math.prod(shape[d] for d in dims) for dims in layout(site))
-    return own * groups, repeated * (out.size // max(groups * right, 1)), left, right
+    return Sizes(own * groups, repeated * (out.size // (groups * right)), left, right)
 
 
 def factors(site: Site, act: Array, out_grad: Array) -> Factors:

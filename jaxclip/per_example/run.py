@@ -4,36 +4,64 @@ A *tap* is added to the output of every site and to every lifted weight. The gra
 to the taps is that with respect to those values, for each example of the batch on its own.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .products import is_dense, wide
 from .program import Call, Op, Operand, Program, Remat, Scan, Scope, Site, Use
 
 Env = dict[int, Any]
 
 
-def weights_of(program: Program, parameters: Sequence[Any], wanted: Sequence[int]) -> Env:
-    """The weights, with the iterations of the scans that they vary over as leading dimensions."""
+def weights_of(
+    program: Program, parameters: Sequence[Any], wanted: Sequence[int], casts: bool = True
+) -> Env:
+    """The weights, with the iterations of the scans that they vary over as leading dimensions.
+
+    Args:
+      program: the traced loss.
+      parameters: their values.
+      wanted: the slots of the weights.
+      casts: whether to cast where the loss does; not to is for weights that are views.
+    """
     given = dict(zip(program.parameters, parameters, strict=True))
-    return _outer(program, program.top, given, dict.fromkeys(wanted))
+    return _outer(program, program.top, given, dict.fromkeys(wanted), casts)
 
 
 def way_back(
     program: Program, which: Sequence[int], slots: Sequence[int], parameters: Sequence[jax.Array]
-) -> Any:
+) -> Callable[[Mapping[int, jax.Array]], dict[int, jax.Array]]:
     """The function from gradients with respect to weights to those with respect to parameters."""
 
-    def weights(some: dict[int, jax.Array]) -> dict[int, jax.Array]:
-        return weights_of(program, [some.get(i, p) for i, p in enumerate(parameters)], slots)
+    def back_from(some_slots: Sequence[int], some: dict[int, jax.Array], casts: bool) -> Callable:
+        def weights(some: dict[int, jax.Array]) -> dict[int, jax.Array]:
+            values = [some.get(i, p) for i, p in enumerate(parameters)]
+            return weights_of(program, values, some_slots, casts)
 
-    values, back = jax.vjp(weights, {i: parameters[i] for i in which})
-    return lambda grads: back(
-        {s: lax.convert_element_type(grads[s], values[s].dtype) for s in slots}
-    )[0]
+        values, back = jax.vjp(weights, some)
+        return lambda grads: back(
+            {s: lax.convert_element_type(grads[s], values[s].dtype) for s in some_slots}
+        )[0]
+
+    # A view only moves entries, which need not be rounded to the dtype that the loss casts to.
+    views = [slot for slot in slots if program.values[slot].view is not None]
+    others = [slot for slot in slots if slot not in views]
+    backs = [
+        back_from(some_slots, {i: of(parameters[i]) for i in which}, casts)
+        for some_slots, of, casts in ((views, wide, False), (others, lambda p: p, True))
+        if some_slots
+    ]
+
+    def together(grads: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
+        first, *rest = [back(grads) for back in backs]
+        return {i: functools.reduce(lax.add, [wide(g[i]) for g in (first, *rest)]) for i in which}
+
+    return together
 
 
 def batched(
@@ -94,8 +122,8 @@ def _tap_jvp(primals: tuple, tangents: tuple) -> tuple:
 class _Env:
     """The values of a scope; those that need no step are computed when they are first read."""
 
-    def __init__(self, scope: Scope, values: Env):
-        self.scope, self.values = scope, values
+    def __init__(self, scope: Scope, values: Env, casts: bool = True):
+        self.scope, self.values, self.casts = scope, values, casts
 
     def read(self, operand: Operand, weights: Mapping[int, Any]) -> Any:
         # Producers run before what reads them, without recursion: a penalty on a thousand
@@ -127,13 +155,15 @@ class _Env:
         return self.scope.given[operand]
 
     def run(self, op: Op, weights: Mapping[int, Any]) -> None:
-        outputs = op.call(*[self.read(operand, weights) for operand in op.inputs])
+        inputs = [self.read(operand, weights) for operand in op.inputs]
+        cast = op.name == "convert_element_type" and not self.casts and is_dense(inputs[0])
+        outputs = inputs if cast else op.call(*inputs)
         self.values.update(zip(op.outputs, outputs, strict=True))
 
 
-def _outer(program: Program, scope: Scope, given: Env, wanted: dict[int, None]) -> Env:
+def _outer(program: Program, scope: Scope, given: Env, wanted: dict[int, None], casts: bool) -> Env:
     """The constants and parameter values of a scope and of the bodies within it."""
-    env, found = _Env(scope, given), {}
+    env, found = _Env(scope, given, casts), {}
     known = {**scope.producers, **scope.given, **given}
     for slot in wanted:
         if slot in known:
@@ -149,7 +179,7 @@ def _outer(program: Program, scope: Scope, given: Env, wanted: dict[int, None]) 
         slices = {s: env.read(o, {}) for s, o in body.sliced.items() if s in needed}
 
         def one(slices: Env, body: Scope = body, fixed: Env = fixed, inside: dict = inside) -> Env:
-            return _outer(program, body, {**fixed, **slices}, inside)
+            return _outer(program, body, {**fixed, **slices}, inside, casts)
 
         if slices:
             level = body.depth - 1

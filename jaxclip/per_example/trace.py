@@ -42,6 +42,7 @@ class _Tracer:
         self.values: dict[int, Value] = {}
         self.sites: list[Site] = []
         self.lifted: dict[int, list[str]] = {}
+        self.loops: dict[int, tuple[int, ...]] = {}
         self.copies: dict[tuple[int, int], int] = {}
 
     def program(self, closed: core.ClosedJaxpr, num_params: int) -> Program:
@@ -57,7 +58,9 @@ class _Tracer:
             self.as_example(top, loss, "the loss"),
             *(self.as_example(top, out, None) for out in aux),
         ]
-        return Program(top, self.values, params, example, results, self.sites, self.lifted)
+        return Program(
+            top, self.values, params, example, results, self.sites, self.lifted, self.loops
+        )
 
     def new(self, aval: Any, kind: Kind, *known: Any) -> int:
         slot = next(self.slots)
@@ -152,6 +155,7 @@ class _Tracer:
             for place, operand in enumerate(inputs)
         )
         scope.weights[weight] = None
+        self.loops[weight] = scope.loops
         site = Site(
             len(self.sites),
             eqn,
@@ -196,6 +200,7 @@ class _Tracer:
     def lift(self, scope: Scope, operand: int, reader: str) -> int:
         """A parameter value with a tap on it."""
         scope.weights[-1 - operand] = None
+        self.loops[operand] = scope.loops
         readers = self.lifted.setdefault(operand, [])
         if reader not in readers:
             readers.append(reader)

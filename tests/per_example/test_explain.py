@@ -70,6 +70,19 @@ def test_the_choice_is_by_cost():
     assert form(64) == ("matrices", 4 * 32 * 32)
 
 
+def test_a_weight_made_of_several_is_counted():
+    def loss(p, x):
+        return jnp.sum(jnp.tanh(x @ (p["w"] + p["a"] @ p["b"])))
+
+    params = {"w": jnp.zeros((64, 64)), "a": jnp.zeros((64, 2)), "b": jnp.zeros((2, 64))}
+    x = jnp.zeros((8, 4, 64))
+    table = per_example.explain(loss, params, x[0], batch_size=8)
+    told = sum(row.bytes for row in table.rows)
+    taken = temporary(lambda p, x: per_example.norms(loss)(p, x), params, x)
+    assert told >= 4 * 8 * 2 * 64 * 64
+    assert told / 2 < taken < 2 * told
+
+
 def test_memory_grows_with_the_batch():
     one, many = explained("lstm"), explained("lstm", batch_size=64)
     for a, b in zip(one.rows, many.rows, strict=True):

@@ -59,3 +59,23 @@ def test_a_product_over_the_heads_and_their_features():
     w, x = (jnp.array(rng.normal(size=s), jnp.float32) for s in ((4, 4, 3), (5, 6, 4, 4)))
     found = per_example.clipped_grad(loss, 1.0)(w, x)
     close(found, per_example.clipped_grad(loss, 1.0, strategy="vmap")(w, x), 1e-5)
+
+
+@pytest.mark.parametrize("form", ["auto", "gram", "matrices"])
+def test_convolutions_without_spatial_dimensions_or_output(form):
+    def flat(w, x):
+        numbers = ("NC", "IO", "NC")
+        y = jax.lax.conv_general_dilated(x[None], w, (), (), dimension_numbers=numbers)
+        return jnp.sum(jnp.sin(y))
+
+    def empty(w, x):
+        numbers = ("NHC", "HIO", "NHC")
+        y = jax.lax.conv_general_dilated(x[None], w, (1,), "VALID", dimension_numbers=numbers)
+        assert y.size == 0
+        return jnp.sum(jnp.sin(y)) + jnp.sum(x) * jnp.sum(w)
+
+    rng = np.random.default_rng(0)
+    for loss, shapes in ((flat, [(3, 2), (4, 3)]), (empty, [(5, 3, 2), (4, 2, 3)])):
+        w, x = (jnp.array(rng.normal(size=s), jnp.float32) for s in shapes)
+        found = per_example.clipped_grad(loss, 1.0, form=form)(w, x)
+        close(found, per_example.clipped_grad(loss, 1.0, strategy="vmap")(w, x), 1e-5)
