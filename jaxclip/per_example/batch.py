@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from . import checks, measure
 from .checks import Blocks
-from .devices import axes_of, batch_axes, mesh_of, sharding_of, spec_of, varying
+from .devices import axes_of, batch_axes, mesh_of, placed, spec_of, varying
 from .forms import Form, Plan, plans
 from .gram import Square
 from .products import accumulator
@@ -74,10 +74,8 @@ def run(
 
     def taps(loops: Sequence[int], aval: Any) -> Array:
         spec = (*(None for _ in loops), over, *spec_of(aval))
-        zeros = lax.full(
-            (*loops, size, *aval.shape), 0, aval.dtype, sharding=sharding_of(mesh, spec)
-        )
-        return varying(zeros, axes_of(example))
+        zeros = lax.full((*loops, size, *aval.shape), 0, aval.dtype)
+        return varying(placed(zeros, mesh, spec), axes_of(example))
 
     site_taps = {site.number: taps(site.loops, site.output) for site in program.sites}
     weight_taps = {
@@ -93,9 +91,10 @@ def run(
         return batched(program, weights, site_taps, weight_taps, example, zeros)
 
     values, back, (aux, acts) = jax.vjp(losses, site_taps, weight_taps, has_aux=True)
+    ones = placed(varying(jnp.ones_like(values), axes_of(values)), mesh, (over,))
     # XLA may compute a narrow dtype in a wider one, and round in one of the places that read it
     # and not in another: the sum would be of other gradients than those that were measured.
-    kept = lax.optimization_barrier(measure.Kept(acts, *back(jnp.ones_like(values))))
+    kept = lax.optimization_barrier(measure.Kept(acts, *back(ones)))
     arrays = Arrays(parameters, weights, kept, values)
     return Backward(program, chosen, arrays, traced.aux.unflatten(aux))
 

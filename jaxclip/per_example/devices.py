@@ -27,9 +27,9 @@ def spec_of(aval: Any) -> tuple:
     return (*spec, *(None,) * (len(aval.shape) - len(spec)))
 
 
-def sharding_of(mesh: Any, spec: Sequence[Any]) -> NamedSharding | None:
-    """A sharding for arrays made anew, None where no axis is explicit."""
-    return NamedSharding(mesh, PartitionSpec(*spec)) if any(spec) else None
+def placed(x: Array, mesh: Any, spec: Sequence[Any]) -> Array:
+    """An array made anew, spread over explicit axes as others are."""
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec))) if any(spec) else x
 
 
 def mesh_of(tree: PyTree) -> Any:
@@ -51,7 +51,7 @@ def spread(batch: PyTree) -> PyTree:
         return batch
 
     def one(x: Array) -> Array:
-        return jax.sharding.reshard(x, sharding_of(mesh, (axes, *spec_of(jax.typeof(x))[1:])))
+        return placed(x, mesh, (axes, *spec_of(jax.typeof(x))[1:]))
 
     return jax.tree.map(one, batch)
 
