@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from . import rules
 from .program import Program, Site
+from .rules import rule_of
 
 Form = Literal["auto", "gram", "matrices"]
 # What a backward pass makes for these is no larger than the example value that they are applied to.
@@ -128,7 +128,7 @@ def _plan(
         return made("entries", True, True, size, size, without_rule)
     single = viewed and len(sites) == 1 and not lifted
     if single or (viewed and not lifted and _aligned(program, sites)):
-        shape = [rules.sizes(site) for site in sites]
+        shape = [rule_of(site).sizes(site) for site in sites]
         groups, _, left, right = shape[0]
         positions = sum(t for _, t, _, _ in shape)
         gram_floats = 2 * groups * positions**2
@@ -163,9 +163,9 @@ def _aligned(program: Program, sites: Sequence[Site]) -> bool:
     sides = []
     for site in sites:
         view = program.values[site.weight].view
-        if rules.is_convolution(site) or any(site.varying) or view is None or view.dims is None:
+        if not rule_of(site).aligned or any(site.varying) or view is None or view.dims is None:
             return False
-        groups, left, right = rules.layout(site)
+        groups, left, right = rule_of(site).layout(site)
         if groups:
             return False
         sides.append((tuple(view.dims[d] for d in left), tuple(view.dims[d] for d in right)))
@@ -176,7 +176,7 @@ def sides_of(program: Program, site: Site) -> tuple[tuple[int, ...], tuple[int, 
     """The two sides of a site's matrices, in dimensions of the parameter."""
     view = program.values[site.weight].view
     assert view is not None and view.dims is not None  # else no Gram form across sites is chosen
-    _, left, right = rules.layout(site)
+    _, left, right = rule_of(site).layout(site)
     return tuple(view.dims[d] for d in left), tuple(view.dims[d] for d in right)
 
 

@@ -11,13 +11,14 @@ from jax import lax
 from jaxtyping import Array
 
 from .. import norms
-from . import gram, rules
+from . import gram
 from .forms import Plan, sides_of
 from .gram import Pair
 from .products import EXACT, accumulator, wide
 from .products import total as sum_of_all
 from .program import Program, Site
 from .rounding import SPARE, bound_of_norms, gamma, staged
+from .rules import precision_of, rule_of
 from .run import way_back
 
 Grads = dict[int, Array]
@@ -124,7 +125,9 @@ def safe_norms(
         return [_of_pairs(of, program, plan, acts, outs) for plan in cancelling]
 
     grams = [plan for plan in plans if plan.form == "gram"]
-    cancelling = [plan for plan in grams if sum(rules.sizes(s).positions for s in plan.sites) > 1]
+    cancelling = [
+        plan for plan in grams if sum(rule_of(s).sizes(s).positions for s in plan.sites) > 1
+    ]
     others: list[list[Array]] = [[] for _ in range(count)]
     slacks: list[list[Array]] = [[] for _ in range(count)]
     again = _over_batch(program, rest, kept) if plans else []
@@ -197,8 +200,13 @@ def _gradients(
         for slot in plan.lifted:
             found[slot] = wide(lifted[slot])
         for site in plan.sites:
-            precision = EXACT if exact else rules.precision_of(site)
-            apply = functools.partial(rules.matrices, site, precision=precision)
+            precision = EXACT if exact else precision_of(site)
+
+            def apply(
+                act: Array, out: Array, site: Site = site, precision: Any = precision
+            ) -> Array:
+                return rule_of(site).matrices(site, act, out, precision)
+
             grad = _over_own_loops(apply, site, acts[site.act], outs[site.number])
             found[site.weight] = found[site.weight] + grad if site.weight in found else grad
         if back is None:
@@ -213,7 +221,7 @@ def _of_pairs(of: Any, program: Program, plan: Plan, acts: Mapping, outs: Mappin
     if len(plan.sites) == 1:
         (site,) = plan.sites
         return _over_own_loops(
-            lambda act, out: of([rules.factors(site, act, out)]),
+            lambda act, out: of([rule_of(site).factors(site, act, out)]),
             site,
             acts[site.act],
             outs[site.number],
@@ -221,7 +229,7 @@ def _of_pairs(of: Any, program: Program, plan: Plan, acts: Mapping, outs: Mappin
     first = sides_of(program, plan.sites[0])
     pairs = []
     for site in plan.sites:
-        u, v = rules.factors(site, acts[site.act], outs[site.number])
+        u, v = rule_of(site).factors(site, acts[site.act], outs[site.number])
         pairs.append((u, v) if sides_of(program, site) == first else (v, u))
     return of(pairs)
 
@@ -232,7 +240,7 @@ def _slack(plan: Plan, acts: Mapping, outs: Mapping) -> Array | None:
         return None  # what is measured is what is summed
     parts = [
         _over_own_loops(
-            lambda act, out, site=site: gram.slack_of_any([rules.factors(site, act, out)]),
+            lambda act, out, site=site: gram.slack_of_any([rule_of(site).factors(site, act, out)]),
             site,
             acts[site.act],
             outs[site.number],

@@ -1,9 +1,11 @@
 """Factors of outer products, and sums of products of them, in float32 at least."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -13,11 +15,18 @@ from ..norms import working_dtype
 EXACT = lax.Precision.HIGHEST
 
 
-class Ids(NamedTuple):
-    """One-hot vectors, one a position: the index of the one, -1 for a vector of zeros."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    """One-hot vectors, one a position: the index of the one, -1 for a vector of zeros.
+
+    Attributes:
+      positions: the indices, int[t].
+      size: how long the vectors are.
+    """
 
     positions: Array
-    size: int
+    size: int = dataclasses.field(metadata={"static": True})
 
 
 class Patches(NamedTuple):

@@ -111,6 +111,11 @@ class Site(NamedTuple):
         return self.eqn.primitive.bind(*operands, **params)
 
     @property
+    def kernel(self) -> Any:
+        """Shape and dtype of the weight, for one iteration."""
+        return self.eqn.invars[self.position].aval
+
+    @property
     def output(self) -> Any:
         """Shape and dtype of the output, for one example and one iteration."""
         return self.eqn.outvars[0].aval

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from . import rules
 from .batch import Arrays
 from .forms import Plan
 from .products import is_dense, wide
 from .program import Program, Site
+from .rules import rule_of
 from .run import way_back
 
 
@@ -85,14 +84,8 @@ def total(
 
 def _contracted(site: Site, weight: Array, act: Array, out: Array) -> Array:
     """The gradient of a batch with respect to the weight of a site."""
-    if rules.is_dot(site):
-        return rules.dot_of_batch(site, act, out)
-    weight, act = wide(weight), wide(act) if is_dense(act) else act
-    apply = jax.vmap(site.apply, in_axes=(None, 0))
-    for own in reversed(site.varying):
-        apply = jax.vmap(apply, in_axes=(0 if own else None, 0))
-    (grad,) = jax.linear_transpose(lambda weight: apply(weight, act), weight)(out)
-    return grad
+    act = wide(act) if is_dense(act) else act
+    return rule_of(site).total(site, wide(weight), act, out)
 
 
 def _contracted_without(
@@ -110,7 +103,7 @@ def _contracted_without(
         bad = _along(left_out, len(site.loops), act)
         return lax.select(bad, lax.full_like(act, 0), act)
 
-    pairs = rules.contracted_dims(site)
+    pairs = rule_of(site).contracted(site)
     if not pairs:
         return _contracted(site, weight, cleaned(act), out)
     in_act, in_weight = pairs[0][0] + len(site.loops) + 1, pairs[0][1] + sum(site.varying)

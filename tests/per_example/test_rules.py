@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 
 from jaxclip import per_example
+from jaxclip.per_example import rules
 
 from .helpers import FAST, close
 
@@ -79,3 +82,61 @@ def test_convolutions_without_spatial_dimensions_or_output(form):
         w, x = (jnp.array(rng.normal(size=s), jnp.float32) for s in shapes)
         found = per_example.clipped_grad(loss, 1.0, form=form)(w, x)
         close(found, per_example.clipped_grad(loss, 1.0, strategy="vmap")(w, x), 1e-5)
+
+
+DAMPED = core.Primitive("damped_dot")  # x @ w / 2
+
+
+def damped_dot(x, w):
+    return DAMPED.bind(x, w)
+
+
+def define():
+    def run(x, w):
+        return x @ w / 2
+
+    def batched(args, dims):
+        (x, w), (of_x, of_w) = args, dims
+        assert of_x == 0 and of_w is None
+        return damped_dot(x, w), 0
+
+    DAMPED.def_impl(run)
+    DAMPED.def_abstract_eval(lambda x, w: jax.core.ShapedArray((*x.shape[:-1], w.shape[1]), x.dtype))
+    mlir.register_lowering(DAMPED, mlir.lower_fun(run, multiple_results=False))
+    batching.primitive_batchers[DAMPED] = batched
+    ad.defjvp(
+        DAMPED,
+        lambda dx, x, w: damped_dot(dx, w),
+        lambda dw, x, w: x @ dw / 2,
+    )
+    ad.primitive_transposes[DAMPED] = lambda g, x, w: (g @ w.T / 2, None)
+
+
+def damped_loss(w, x):
+    return jnp.sum(jnp.sin(damped_dot(x, w)))
+
+
+def rule_with(scale):
+    def factors(site, act, out_grad):
+        u = rules.arranged(act, act.ndim - 2, (), (0,), (1,))
+        return rules.Factors(u, scale * rules.arranged(out_grad, act.ndim - 2, (), (0,), (1,)))
+
+    return rules.Rule(
+        activation=lambda eqn, weight, examples: 0 if weight == 1 else None,
+        factors=factors,
+        layout=lambda site: rules.Layout((), (0,), (1,)),
+    )
+
+
+def test_a_rule_of_ones_own(monkeypatch):
+    define()
+    rng = np.random.default_rng(0)
+    w, x = (jnp.array(rng.normal(size=s), jnp.float32) for s in ((3, 40), (6, 2, 3)))
+    with pytest.raises(AssertionError, match="No rule is met by params"):
+        per_example.check_rule(damped_loss, w, x)
+    monkeypatch.setitem(per_example.RULES, DAMPED, rule_with(0.5))
+    per_example.check_rule(damped_loss, w, x)
+    assert per_example.explain(damped_loss, w, x[0]).rows[0].form == "Gram"
+    monkeypatch.setitem(per_example.RULES, DAMPED, rule_with(1.0))
+    with pytest.raises(AssertionError, match="the norms differ"):
+        per_example.check_rule(damped_loss, w, x)

@@ -130,7 +130,7 @@ def test_every_strategy_on_every_kind_of_axis(way, kind):
     assert distance(found.values, info.values) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm", "l2 inside"])
+@pytest.mark.parametrize("name", ["cnn", "lstm", "mlp"])
 def test_explicit_axes(name):
     clip, params, batch, wanted, info = spread(name)
     batch = jax.device_put(batch, NamedSharding(mesh(AxisType.Explicit), PartitionSpec("data")))

@@ -1,22 +1,45 @@
 """Convolutions: sums of outer products for every offset in the kernel."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .products import Patches, arranged, contract
-from .program import Site
+from ..products import Patches, arranged, contract
+from ..program import Site
+from .base import Factors, Layout, Rule, Sizes, rest, sum_by_transpose, with_scans
 
 
-def gradient(site: Site, act: Array, out_grad: Array, precision: lax.Precision | None) -> Array:
+def activation(eqn: Any, weight: int, examples: Sequence[int]) -> int | None:
+    """The image; a convolution of a weight by an example has no rule."""
+    ruled = weight == 1 and list(examples) == [0] and eqn.params["batch_group_count"] == 1
+    return 0 if ruled else None
+
+
+def layout(site: Site) -> Layout:
+    """The features of the output on the right, for all groups."""
+    features = site.eqn.params["dimension_numbers"].rhs_spec[0]
+    return Layout((), rest(site.kernel.ndim, (features,)), (features,))
+
+
+def sizes(site: Site) -> Sizes:
+    """A matrix for each group of features."""
+    shape, groups = site.kernel.shape, site.eqn.params["feature_group_count"]
+    features = shape[site.eqn.params["dimension_numbers"].rhs_spec[0]]
+    left, positions = math.prod(shape) // features, site.output.size // features
+    return with_scans(site, Sizes(groups, positions, left, features // groups))
+
+
+def matrices(site: Site, act: Array, out_grad: Array, precision: Any) -> Array:
     """The gradient of one example with respect to a kernel, summed over the iterations."""
     # A matrix product for every offset in the kernel, one at a time: neither the patches of all
     # offsets, which are as many times larger than the activation, nor a convolution grouped by
     # example, which is several times slower on a CPU, is ever made.
-    patches, v = factors(site, act, out_grad)
-    weight, kernel = site.eqn.invars[1].aval, site.eqn.params["dimension_numbers"].rhs_spec
+    patches, v = _patches(site, act, out_grad)
+    weight, kernel = site.kernel, site.eqn.params["dimension_numbers"].rhs_spec
 
     def at(offset: Array) -> Array:
         return contract(patches.at(offset), v, 1, precision)
@@ -27,7 +50,12 @@ def gradient(site: Site, act: Array, out_grad: Array, precision: lax.Precision |
     return jnp.transpose(shaped, [kernel.index(d) for d in range(weight.ndim)])
 
 
-def factors(site: Site, act: Array, out_grad: Array) -> tuple[Patches, Array]:
+def factors(site: Site, act: Array, out_grad: Array) -> Factors:
+    """The patches of the image, and the gradient of the output."""
+    return Factors(*_patches(site, act, out_grad))
+
+
+def _patches(site: Site, act: Array, out_grad: Array) -> tuple[Patches, Array]:
     """The slices of the image that each offset meets, and the gradient of the output."""
     params, loops = site.eqn.params, out_grad.ndim - site.output.ndim
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
@@ -60,3 +88,8 @@ def factors(site: Site, act: Array, out_grad: Array) -> tuple[Patches, Array]:
     count = math.prod(kernel)
     offsets = jnp.indices(kernel, dtype=jnp.int32).reshape(len(kernel), count).T
     return Patches(slices, offsets, count * depth), v
+
+
+CONVOLUTION = Rule(
+    activation, factors, layout, sizes, matrices, total=sum_by_transpose, aligned=False
+)
