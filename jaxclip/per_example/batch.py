@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,47 +11,16 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from . import checks, measure
+from .backward import Arrays, Backward, Grads, Kept
 from .checks import Blocks
 from .devices import axes_of, batch_axes, mesh_of, placed, spec_of, varying
-from .forms import Form, Plan, plans
+from .forms import Form, plans
 from .gram import Square
 from .products import accumulator
-from .program import Program
+from .program import Program, Slot
 from .rounding import SPARE, gamma
 from .run import batched, weights_of
 from .trace import program_of
-
-
-class Backward(NamedTuple):
-    """What the backward pass of a batch left, all that norms and the sum are made of.
-
-    Attributes:
-      program: the traced loss.
-      plans: how each parameter is dealt with that the loss depends on.
-      arrays: the arrays.
-      aux: the auxiliary output.
-    """
-
-    program: Program
-    plans: list[Plan]
-    arrays: "Arrays"
-    aux: Any
-
-
-class Arrays(NamedTuple):
-    """The arrays of a backward pass.
-
-    Attributes:
-      parameters: the leaves of the parameters.
-      weights: the weights by slot.
-      kept: activations and gradients.
-      values: the losses.
-    """
-
-    parameters: list[Array]
-    weights: dict[int, Array]
-    kept: measure.Kept
-    values: Array
 
 
 def run(
@@ -94,20 +63,20 @@ def run(
     ones = placed(varying(jnp.ones_like(values), axes_of(values)), mesh, (over,))
     # XLA may compute a narrow dtype in a wider one, and round in one of the places that read it
     # and not in another: the sum would be of other gradients than those that were measured.
-    kept = lax.optimization_barrier(measure.Kept(acts, *back(ones)))
+    kept = lax.optimization_barrier(Kept(acts, *back(ones)))
     arrays = Arrays(parameters, weights, kept, values)
     return Backward(program, chosen, arrays, traced.aux.unflatten(aux))
 
 
 def norms_of(
     backward: Backward, blocks: Blocks, mask: Array, bound: bool
-) -> tuple[list[Array], list[measure.Grads]]:
+) -> tuple[list[Array], list[Grads]]:
     """The norms of each block, `[batch]`, and what of the gradients is kept for the sum.
 
     Norms are taken from squares where these are in range, and no rounding can have spoiled them.
     """
-    program, chosen, (parameters, _, kept, values), _ = backward
-    made, found = measure.measured(program, chosen, parameters, kept, bound)
+    parameters, _, _, values = backward.arrays
+    gradients, found = measure.measured(backward, bound)
     squares = _summed(found, blocks, values)
     trusted = [_trusted(square, mask) for square in squares]
     plain = [jnp.sqrt(square.value) for square in squares]
@@ -115,17 +84,14 @@ def norms_of(
         plain = [x * (1 + gamma(len(parameters) + SPARE, x.dtype)) for x in plain]
 
     def safe() -> list[Array]:
-        count = len(blocks.limits)
-        values = measure.safe_norms(
-            program, chosen, parameters, kept, made, blocks.of, count, mask.shape[0], bound
-        )
+        values = measure.safe_norms(backward, gradients, blocks.of, len(blocks.limits), bound)
         return [
             jnp.where(t, p, v.astype(p.dtype))
             for t, p, v in zip(trusted, plain, values, strict=True)
         ]
 
     all_trusted = functools.reduce(operator.and_, [jnp.all(t) for t in trusted])
-    return lax.cond(all_trusted, lambda: plain, safe), made
+    return lax.cond(all_trusted, lambda: plain, safe), gradients
 
 
 def _summed(squares: Mapping[int, Square], blocks: Blocks, values: Array) -> list[Square]:
@@ -152,5 +118,5 @@ def _trusted(square: Square, mask: Array) -> Array:
     return fine | (~mask & jnp.isfinite(value))
 
 
-def _read(program: Program) -> list[int]:
-    return list(dict.fromkeys(key if key >= 0 else -1 - key for key in program.top.weights))
+def _read(program: Program) -> list[Slot]:
+    return list(dict.fromkeys(program.top.weights.values()))

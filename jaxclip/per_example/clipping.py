@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from . import checks
-from .batch import Arrays, norms_of, run
+from .backward import Arrays
+from .batch import norms_of, run
 from .checks import Blocks
 from .decision import Info, Options, kept_in
 from .devices import axes_of, on_automatic_axes, spread, varying
@@ -64,13 +65,13 @@ def norms_of_blocks(
     """The norms of the gradients of a batch, `[batch]` for every block."""
     checks.check_devices(params, batch, "auto", None)
     batch = spread(tuple(batch))
-    back = run(loss, _as_varying_as(params, batch), batch, size, has_aux, blocks, form)
+    backward = run(loss, _as_varying_as(params, batch), batch, size, has_aux, blocks, form)
 
     def norms(arrays: Arrays) -> list[Array]:
         mask = jnp.ones(size, jnp.bool_)
-        return norms_of(back._replace(arrays=arrays), blocks, mask, bound)[0]
+        return norms_of(backward._replace(arrays=arrays), blocks, mask, bound)[0]
 
-    found = on_automatic_axes(norms, batch, lambda own, _: own)(back.arrays)
+    found = on_automatic_axes(norms, batch, lambda own, _: own)(backward.arrays)
     return blocks.treedef.unflatten(found)
 
 

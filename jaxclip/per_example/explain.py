@@ -8,7 +8,7 @@ import jax
 
 from . import checks
 from .forms import Form, Plan, plans
-from .program import Program, Site
+from .program import ParamIndex, Program, Site
 from .trace import program_of
 
 _FORMS = {
@@ -135,7 +135,7 @@ def explain(
     return Explanation(tuple(row for row in rows if row is not None), batch_size)
 
 
-def _row(program: Program, plan: Plan, parameter: int, path: str, batch_size: int) -> Row:
+def _row(program: Program, plan: Plan, parameter: ParamIndex, path: str, batch_size: int) -> Row:
     aval = program.values[program.parameters[parameter]].aval
     slots = [s for s in plan.weights if parameter in program.values[s].sources]
     uses = [_use(site) for site in plan.sites if site.weight in slots]

@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from .. import norms
 from . import gram
+from .backward import Backward, Grads, Kept
 from .forms import Plan, sides_of
 from .gram import Pair
 from .products import EXACT, accumulator, wide
@@ -21,26 +22,8 @@ from .rounding import SPARE, bound_of_norms, gamma, staged
 from .rules import precision_of, rule_of
 from .run import way_back
 
-Grads = dict[int, Array]
 
-
-class Kept(NamedTuple):
-    """What the backward pass of a batch left.
-
-    Attributes:
-      acts: the activation of each site, by slot, `[*loops, batch, *shape]`.
-      outs: the gradient with respect to the output of each site, by index, in the same form.
-      lifted: that with respect to each lifted weight, by slot, `[*loops, batch, *shape]`.
-    """
-
-    acts: dict[int, Array]
-    outs: dict[int, Array]
-    lifted: dict[int, Array]
-
-
-def measured(
-    program: Program, plans: Sequence[Plan], parameters: Sequence[Array], kept: Kept, bound: bool
-) -> tuple[list[Grads], dict[int, gram.Square]]:
+def measured(backward: Backward, bound: bool) -> tuple[list[Grads], dict[int, gram.Square]]:
     """The squared norm of every example's gradient, and what of the gradients is kept.
 
     Returns:
@@ -48,14 +31,15 @@ def measured(
       weight if the plan stops there, else to each parameter; and for each parameter the squares,
       `[batch]`.
     """
+    program, plans, arrays, _ = backward
     if not plans:
         return [], {}
-    gradient = _gradients(program, plans, parameters, bound)
+    gradient = _gradients(backward, bound)
 
     def one(
         acts: Mapping, outs: Mapping, lifted: Mapping
     ) -> tuple[list[Grads], dict[int, gram.Square]]:
-        made: list[Grads] = []
+        gradients: list[Grads] = []
         squares: dict[int, gram.Square] = {}
         for i, plan in enumerate(plans):
             if plan.form == "gram":
@@ -63,7 +47,7 @@ def measured(
                     lambda pairs: gram.squared(pairs, bound), program, plan, acts, outs
                 )
                 squares[plan.parameters[0]] = gram.Square(*map(sum_of_all, parts))
-                made.append({})
+                gradients.append({})
                 continue
             grads = gradient(i, acts, outs, lifted)
             names = plan.parameters if plan.at_weight else grads
@@ -71,37 +55,26 @@ def measured(
             for name, grad in zip(names, grads.values(), strict=True):
                 value = _raised_square(grad, slack) if bound else sum_of_all(_abs2(grad))
                 squares[name] = gram.Square(value, lax.full_like(value, 0))
-            made.append(grads if plan.keep else {})
-        return made, squares
+            gradients.append(grads if plan.keep else {})
+        return gradients, squares
 
-    return _over_batch(program, one, kept)
+    return _over_batch(program, one, arrays.kept)
 
 
 def safe_norms(
-    program: Program,
-    plans: Sequence[Plan],
-    parameters: Sequence[Array],
-    kept: Kept,
-    made: Sequence[Grads],
-    of: Sequence[int],
-    count: int,
-    size: int,
-    bound: bool,
+    backward: Backward, gradients: Sequence[Grads], of: Sequence[int], count: int, bound: bool
 ) -> list[Array]:
     """The norms `[batch]` of `count` blocks where squares are out of range, or positions cancel.
 
     Args:
-      program: the traced loss.
-      plans: for all parameters.
-      parameters: their values.
-      kept: what the backward pass left.
-      made: as `measured` returns it.
+      backward: what the backward pass left.
+      gradients: those that are kept, as `measured` returns them.
       of: the block of each parameter.
       count: the number of blocks.
-      size: the number of examples.
       bound: whether norms are raised by all that rounding may have taken from them.
     """
-    gradient = _gradients(program, plans, parameters, bound)
+    program, plans, (_, _, kept, _), _ = backward
+    size, gradient = backward.size, _gradients(backward, bound)
 
     def rest(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[tuple[Grads, Array | None]]:
         return [
@@ -131,7 +104,7 @@ def safe_norms(
     others: list[list[Array]] = [[] for _ in range(count)]
     slacks: list[list[Array]] = [[] for _ in range(count)]
     again = _over_batch(program, rest, kept) if plans else []
-    for plan, old, (new, slack) in zip(plans, made, again, strict=True):
+    for plan, old, (new, slack) in zip(plans, gradients, again, strict=True):
         grads = old or new
         names = plan.parameters if plan.at_weight and grads else grads
         for name, grad in zip(names, grads.values(), strict=True):
@@ -184,10 +157,9 @@ def _l2(blocks: Sequence[Sequence[Array]]) -> list[Array]:
     return norms.l2(blocks, [(0,) for _ in blocks])
 
 
-def _gradients(
-    program: Program, plans: Sequence[Plan], parameters: Sequence[Array], exact: bool
-) -> Any:
+def _gradients(backward: Backward, exact: bool) -> Any:
     """The gradients of one example by the plan's index."""
+    program, plans, (parameters, *_), _ = backward
     backs = [
         None
         if plan.at_weight or plan.form == "gram"

@@ -12,7 +12,8 @@ from jaxtyping import Array, PyTree
 
 from .. import norms
 from . import checks
-from .batch import Arrays, norms_of, run
+from .backward import Arrays
+from .batch import norms_of, run
 from .checks import Blocks
 from .decision import Info, Options, decide, info_of
 from .devices import on_automatic_axes
@@ -30,18 +31,17 @@ def by_rules(
     divisor: Array,
 ) -> tuple[PyTree, Info]:
     """The clipped sum of a batch by the form that is cheapest for each parameter."""
-    back = run(loss, params, batch, mask.shape[0], options.has_aux, blocks, options.form)
+    backward = run(loss, params, batch, mask.shape[0], options.has_aux, blocks, options.form)
 
     def clip(
         arrays: Arrays, mask: Array, divisor: Array, limits: list[Any]
     ) -> tuple[list[Array], Info]:
-        found, made = norms_of(back._replace(arrays=arrays), blocks, mask, options.bound)
+        here = backward._replace(arrays=arrays)
+        found, gradients = norms_of(here, blocks, mask, options.bound)
         decided = decide(found, mask, divisor, limits, options)
         sums = total(
-            back.program,
-            back.plans,
-            arrays,
-            made,
+            here,
+            gradients,
             [decided.factors[block] for block in blocks.of],
             ~decided.takes_part,
             functools.reduce(operator.and_, [jnp.all(jnp.isfinite(norm)) for norm in found]),
@@ -51,8 +51,8 @@ def by_rules(
     spread = on_automatic_axes(
         clip, batch, lambda own, rest: (rest, Info(own, own, own, rest, rest))
     )
-    sums, info = spread(back.arrays, mask, divisor, blocks.limits)
-    return jax.tree.unflatten(jax.tree.structure(params), sums), info._replace(aux=back.aux)
+    sums, info = spread(backward.arrays, mask, divisor, blocks.limits)
+    return jax.tree.unflatten(jax.tree.structure(params), sums), info._replace(aux=backward.aux)
 
 
 def by_vmap(

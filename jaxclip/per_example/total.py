@@ -1,24 +1,21 @@
 """The scaled sum of all gradients: one contraction a site, with no second backward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from .batch import Arrays
-from .forms import Plan
+from .backward import Backward, Grads
 from .products import is_dense, wide
-from .program import Program, Site
+from .program import ParamIndex, Site, SiteIndex, Slot
 from .rules import rule_of
 from .run import way_back
 
 
 def total(
-    program: Program,
-    plans: Sequence[Plan],
-    arrays: Arrays,
-    made: Sequence[Mapping[int, Array]],
+    backward: Backward,
+    gradients: Sequence[Grads],
     factors: Sequence[Array],
     left_out: Array,
     all_finite: Array,
@@ -26,15 +23,13 @@ def total(
     """The sum over the examples of their gradients, each times its factor.
 
     Args:
-      program: the traced loss.
-      plans: for all parameters.
-      arrays: of the backward pass.
-      made: for each plan the gradients that it keeps, empty if it does not.
+      backward: what the backward pass left.
+      gradients: for each plan those that it keeps, empty if it does not.
       factors: `[batch]` for each parameter.
       left_out: bool[batch], the examples of which nothing enters, whatever they hold.
       all_finite: whether nothing that the examples hold is nan or infinite.
     """
-    parameters, weights, kept, _ = arrays
+    program, plans, (parameters, weights, kept, _), _ = backward
 
     def scaled(factor: Array, x: Array, axis: int) -> Array:
         # In float32 at least, up to the sum: rounded to a narrower dtype, an example would be
@@ -43,15 +38,15 @@ def total(
         product = lax.mul(_along(factor, axis, x), x)
         return lax.select(_along(left_out, axis, x), lax.full_like(x, 0), product)
 
-    found: dict[int, Array] = {}
-    parts: list[tuple[int, Array]] = []
-    outs: dict[int, Array] = {}
-    for plan, own in zip(plans, made, strict=True):
+    found: dict[ParamIndex, Array] = {}
+    parts: list[tuple[Slot, Array]] = []
+    outs: dict[SiteIndex, Array] = {}
+    for plan, own in zip(plans, gradients, strict=True):
         factor = factors[plan.parameters[0]]
         if own and plan.at_weight:
-            parts += [(slot, _summed(scaled(factor, grad, 0), 0)) for slot, grad in own.items()]
+            parts += [(Slot(s), _summed(scaled(factor, g, 0), 0)) for s, g in own.items()]
         elif own:
-            found |= {i: _summed(scaled(factors[i], grad, 0), 0) for i, grad in own.items()}
+            found |= {ParamIndex(i): _summed(scaled(factors[i], g, 0), 0) for i, g in own.items()}
         else:
             for slot in plan.lifted:
                 axis = sum(program.values[slot].varying)
@@ -70,15 +65,16 @@ def total(
             ],
         )
         parts += zip((site.weight for site in sites), contracted, strict=True)
-    at_weights: dict[int, Array] = {}
+    at_weights: dict[Slot, Array] = {}
     for slot, grad in parts:
         at_weights[slot] = at_weights[slot] + grad if slot in at_weights else grad
-    rest = [i for i in range(len(parameters)) if i not in found]
+    indices = [ParamIndex(i) for i in range(len(parameters))]
+    rest = [i for i in indices if i not in found]
     if at_weights:
         found |= way_back(program, rest, tuple(at_weights), parameters)(at_weights)
     return [
         found[i].astype(p.dtype) if i in found else jnp.zeros_like(p)
-        for i, p in enumerate(parameters)
+        for i, p in zip(indices, parameters, strict=True)
     ]
 
 

@@ -101,7 +101,9 @@ def define():
         return damped_dot(x, w), 0
 
     DAMPED.def_impl(run)
-    DAMPED.def_abstract_eval(lambda x, w: jax.core.ShapedArray((*x.shape[:-1], w.shape[1]), x.dtype))
+    DAMPED.def_abstract_eval(
+        lambda x, w: jax.core.ShapedArray((*x.shape[:-1], w.shape[1]), x.dtype)
+    )
     mlir.register_lowering(DAMPED, mlir.lower_fun(run, multiple_results=False))
     batching.primitive_batchers[DAMPED] = batched
     ad.defjvp(
