@@ -10,15 +10,16 @@ the factors themselves take is ever held.
 
 import functools
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from .products import EXACT, Factor, Ids, Patches, accumulator, features, gram, outer, total, wide
-from .rounding import SPARE, exponent, gamma, safe_norm, times_power
+from .rounding import SPARE, exponent_of, gamma, safe_norm, times_power
 
 Pair = tuple[Factor, Factor]
 
@@ -146,15 +147,36 @@ def scaled(pairs: Sequence[Pair]) -> Scaled:
     return Scaled(found, largest)
 
 
-def norm(scaled: Scaled, bound: bool) -> Square:
-    """As `squared`, of factors in range, whose lengths are true; norms, not squares."""
-    square = squared(scaled.pairs, bound, floored=False)
-    return Square(*(times_power(lax.sqrt(x), scaled.exponent) for x in square))
+def norm(pairs: Sequence[Pair], bound: bool) -> Square:
+    """As `squared`, of factors of any size, and in norms: the value may be large or small."""
+    return _once_a_shape(_norm, pairs, bound)
 
 
-def norm_of_sum(scaled: Scaled, bound: bool) -> Array:
+def norm_of_sum(pairs: Sequence[Pair], bound: bool) -> Array:
     """The norm of a sum of outer products, from the sum itself."""
-    pairs = list(scaled.pairs)
+    return _once_a_shape(_norm_of_sum, pairs, bound)
+
+
+def _once_a_shape(of: Callable, pairs: Sequence[Pair], bound: bool) -> Any:
+    """Traces a function once for all weights of one shape; what it is for hardly ever happens."""
+    if any(isinstance(factor, Patches) for pair in pairs for factor in pair):
+        return of(pairs, bound)
+    return _jitted(of)(pairs, bound)
+
+
+@functools.cache
+def _jitted(of: Callable) -> Callable:
+    return jax.jit(of, static_argnums=1)
+
+
+def _norm(pairs: Sequence[Pair], bound: bool) -> Square:
+    in_range = scaled(pairs)
+    square = squared(in_range.pairs, bound, floored=False)
+    return Square(*(times_power(lax.sqrt(x), in_range.exponent) for x in square))
+
+
+def _norm_of_sum(pairs: Sequence[Pair], bound: bool) -> Array:
+    pairs, exponent = scaled(pairs)
     if not isinstance(pairs[0][0], Patches) and _size(pairs[0][0]) > _size(pairs[0][1]):
         pairs = [(v, u) for u, v in pairs]
     first, other = pairs[0]
@@ -175,7 +197,7 @@ def norm_of_sum(scaled: Scaled, bound: bool) -> Array:
     if bound:
         depth = matrix * (size // count) + repeats * count + SPARE
         value = value * (1 + gamma(depth, value.dtype)) + slack(pairs)
-    return times_power(value, scaled.exponent)
+    return times_power(value, exponent)
 
 
 def slack(pairs: Sequence[Pair]) -> Array:
@@ -209,7 +231,7 @@ def _exponents(factor: Factor) -> _Exponents:
         largest = jnp.max(lax.map(lambda o: _largest(factor.at(o)), factor.offsets), 0)
     else:
         largest = _largest(factor)
-    return _Exponents(exponent(largest), lax.gt(largest, lax.full_like(largest, 0)))
+    return _Exponents(exponent_of(largest), lax.gt(largest, lax.full_like(largest, 0)))
 
 
 def _largest(x: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from .. import norms
 from . import gram
 from .backward import Backward, Grads, Kept
 from .forms import Plan, sides_of
-from .gram import Pair
 from .products import EXACT, accumulator, wide
 from .products import total as sum_of_all
 from .program import Program, Site
@@ -43,9 +42,7 @@ def measured(backward: Backward, bound: bool) -> tuple[list[Grads], dict[int, gr
         squares: dict[int, gram.Square] = {}
         for i, plan in enumerate(plans):
             if plan.form == "gram":
-                parts = _of_pairs(
-                    lambda pairs: gram.squared(pairs, bound), program, plan, acts, outs
-                )
+                parts = _of_pairs(gram.squared, program, plan, acts, outs, bound)
                 squares[plan.parameters[0]] = gram.Square(*map(sum_of_all, parts))
                 gradients.append({})
                 continue
@@ -86,16 +83,12 @@ def safe_norms(
         ]
 
     def by_gram(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[gram.Square]:
-        def of(pairs: Sequence[Pair]) -> gram.Square:
-            return gram.norm(gram.scaled(pairs), bound)
-
-        return [_of_pairs(of, program, plan, acts, outs) for plan in grams]
+        return [_of_pairs(gram.norm, program, plan, acts, outs, bound) for plan in grams]
 
     def by_sum(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[Array]:
-        def of(pairs: Sequence[Pair]) -> Array:
-            return gram.norm_of_sum(gram.scaled(pairs), bound)
-
-        return [_of_pairs(of, program, plan, acts, outs) for plan in cancelling]
+        return [
+            _of_pairs(gram.norm_of_sum, program, plan, acts, outs, bound) for plan in cancelling
+        ]
 
     grams = [plan for plan in plans if plan.form == "gram"]
     cancelling = [
@@ -188,12 +181,14 @@ def _gradients(backward: Backward, exact: bool) -> Any:
     return gradient
 
 
-def _of_pairs(of: Any, program: Program, plan: Plan, acts: Mapping, outs: Mapping) -> Any:
+def _of_pairs(
+    of: Callable, program: Program, plan: Plan, acts: Mapping, outs: Mapping, bound: bool
+) -> Any:
     """Applies a function to the factors of all sites of a plan in Gram form."""
     if len(plan.sites) == 1:
         (site,) = plan.sites
         return _over_own_loops(
-            lambda act, out: of([rule_of(site).factors(site, act, out)]),
+            lambda act, out: of([tuple(rule_of(site).factors(site, act, out))], bound),
             site,
             acts[site.act],
             outs[site.number],
@@ -203,7 +198,7 @@ def _of_pairs(of: Any, program: Program, plan: Plan, acts: Mapping, outs: Mappin
     for site in plan.sites:
         u, v = rule_of(site).factors(site, acts[site.act], outs[site.number])
         pairs.append((u, v) if sides_of(program, site) == first else (v, u))
-    return of(pairs)
+    return of(pairs, bound)
 
 
 def _slack(plan: Plan, acts: Mapping, outs: Mapping) -> Array | None:

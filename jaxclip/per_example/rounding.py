@@ -66,7 +66,7 @@ def bound_of_norms(blocks: Sequence[Sequence[Array]], size: int) -> list[Array]:
 # faster than the same of `jax.numpy`.
 
 
-def exponent(x: Array) -> Array:
+def exponent_of(x: Array) -> Array:
     """The exponents of numbers that are not negative; 0 for zero, infinity and nan."""
     info, whole = _format(x.dtype)
     bits = lax.bitcast_convert_type(x, whole)
@@ -95,7 +95,7 @@ def times_power(x: Array, k: Array) -> Array:
 def safe_norm(x: Array) -> Array:
     """The norm of an array over the whole range of its dtype."""
     largest = lax.reduce_max(lax.abs(x), tuple(range(x.ndim)))
-    k = exponent(largest)
+    k = exponent_of(largest)
     ratios = times_power(x, lax.broadcast(lax.neg(k), x.shape))
     return times_power(lax.sqrt(total(lax.mul(ratios, ratios))), k)
 
