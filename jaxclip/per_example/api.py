@@ -12,7 +12,7 @@ from ..norms import working_dtype
 from ..shrinks import Shrink
 from . import checks
 from .clipping import clipped, norms_of_blocks
-from .decision import Info, Options, Reduce, Strategy, kept_in
+from .decision import Info, Options, Reduce, Strategy, mask_and_count
 from .forms import Form
 
 
@@ -34,14 +34,14 @@ def clipped_grad(
     $$\bar g = \frac1B \sum_{i=1}^B s(n_i, \tau)\, g_i, \qquad
       g_i = \nabla_\theta\, \ell(\theta, x_i), \quad n_i = \|g_i\|_2$$
 
-    No $g_i$ is made where its norm can be had without, so that this takes about the time and the
-    memory of an ordinary gradient. It holds for every loss that JAX can differentiate;
+    Gradients $g_i$ are materialized only where their norms require it, so that this takes about the
+    time and the memory of an ordinary gradient. It holds for every loss that JAX can differentiate;
     `jaxclip.per_example.explain` shows how each parameter is dealt with. It is not a privacy
     library: it adds no noise and computes no epsilon.
 
     Args:
       loss: $\ell$, `loss(params, *example)`, the loss of one example, without a batch dimension: a
-        real scalar. What is random for each example is passed in the batch, as keys.
+        real scalar. Pass PRNG keys of the examples in the batch.
       limit: $\tau \ge 0$, a number or a scalar array, None for no limit. A tree of limits that is a
         prefix of the parameters clips the parts below each limit on their own.
       shrink: the factor $s$ of an example, given its norm and the limit.
@@ -146,7 +146,7 @@ def value_and_clipped_grad(
         params: PyTree, *batch: Any, example_mask: Bool[Array, " batch"] | None = None
     ) -> tuple[Float[Array, ""], PyTree, Info]:
         gradient, info = clipped(loss, limit, options, params, batch, example_mask)
-        mask, count = kept_in(example_mask, info.values.shape[0])
+        mask, count = mask_and_count(example_mask, info.values.shape[0])
         wide = info.values.astype(working_dtype(info.values.dtype))
         value = jnp.sum(jnp.where(mask, wide, 0))
         value = value / count.astype(value.dtype) if reduce == "mean" else value

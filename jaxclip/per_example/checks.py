@@ -1,4 +1,4 @@
-"""What can be wrong with a loss, its parameters, its batch or its limits, said before any work."""
+"""Checks of a loss, its parameters, its batch and its limits, before any work is done."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def blocks_of(limit: Any, params: Any, name: str = "limit") -> Blocks:
 
 
 def limits_of(limit: Any, name: str = "limit") -> tuple[list[Any], Any]:
-    """The limits of a tree, each of them looked at, and its structure."""
+    """The checked limits of a tree, and its structure."""
     limits, treedef = jax.tree.flatten(limit, is_leaf=_is_limit)
     return [_limit(one, name) for one in limits], treedef
 
@@ -211,26 +211,26 @@ def check_devices(params: Any, batch: Any, strategy: str, microbatch_size: int |
 
 
 def one_of_batch(x: Any) -> jax.ShapeDtypeStruct:
-    """What one example of an array looks like to the loss."""
+    """The shape and dtype of one example of an array."""
     aval = jax.typeof(x)
     return _struct(aval, aval.shape[1:], 1)
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """What an array looks like to the loss."""
+    """The shape and dtype of an array."""
     aval = jax.typeof(x)
     return _struct(aval, aval.shape, 0)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuses what is not one of a few words."""
+    """Rejects a word that is not one of the choices."""
     if value not in choices:
         listed = " or ".join(f'"{choice}"' for choice in choices)
         raise ValueError(f"`{name}` is {value!r}. Give {listed}.")
 
 
 def check_microbatch(strategy: str, size: Any) -> None:
-    """Refuses a microbatch size that is none, and one that nothing would read."""
+    """Rejects an invalid microbatch size, or one that the strategy ignores."""
     if strategy != "microbatch" and size is not None:
         raise ValueError(
             f"`microbatch_size` is {size}, but `strategy` is {strategy!r}, which takes the whole "

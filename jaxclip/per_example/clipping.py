@@ -12,7 +12,7 @@ from . import checks
 from .backward import Arrays
 from .batch import norms_of, run
 from .checks import Blocks
-from .decision import Info, Options, kept_in
+from .decision import Info, Options, mask_and_count
 from .devices import axes_of, on_automatic_axes, spread, varying
 from .forms import Form
 from .strategies import by_rules, by_vmap, in_microbatches
@@ -30,7 +30,7 @@ def clipped(
     checks.check_params(params)
     blocks = checks.blocks_of(limit, params)
     size = checks.batch_size(batch, example_mask)
-    mask, count = kept_in(example_mask, size)
+    mask, count = mask_and_count(example_mask, size)
     checks.check_devices(params, batch, options.strategy, options.microbatch_size)
     params, batch = _as_varying_as(params, batch), spread(tuple(batch))
     divisor = count if options.reduce == "mean" else jnp.ones_like(count)

@@ -1,4 +1,4 @@
-"""What becomes of each example, and what is told about it."""
+"""Clip factors and the `Info` of each example."""
 
 import functools
 import operator
@@ -16,7 +16,7 @@ Strategy = Literal["auto", "vmap", "microbatch"]
 
 
 class Info(NamedTuple):
-    """What clipping saw of each example.
+    """What clipping measured of each example.
 
     Attributes:
       values: the losses.
@@ -48,7 +48,7 @@ class Options(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What becomes of each example.
+    """The decision on each example.
 
     Attributes:
       factors: for each block, `[batch]`.
@@ -63,7 +63,7 @@ class Decided(NamedTuple):
     finite: Array
 
 
-def kept_in(
+def mask_and_count(
     example_mask: Bool[Array, " batch"] | None, size: int
 ) -> tuple[Bool[Array, " batch"], Int[Array, ""]]:
     """Which examples count, and how many they are, at least 1."""
@@ -92,7 +92,7 @@ def decide(
 
 
 def info_of(values: Array, found: Sequence[Array], decided: Decided, mask: Array, aux: Any) -> Info:
-    """What is told of a batch; the norms of examples that the mask leaves out are 0."""
+    """The `Info` of a batch; the norms of examples that the mask leaves out are 0."""
     nonfinite = jnp.sum(~decided.finite, dtype=jnp.int32)
     shown = [jnp.where(mask, norm, 0) for norm in found]
     return Info(values, shown, decided.clipped, nonfinite, aux)

@@ -1,4 +1,4 @@
-"""The norms of every example's gradient, and their scaled sum, from what the backward pass left."""
+"""Per-example norms from the activations and gradients of a backward pass."""
 
 import functools
 import operator

@@ -1,4 +1,4 @@
-"""The strategies: which gradients are made."""
+"""The strategies: by rules, by `vmap`, in microbatches."""
 
 import functools
 import operator

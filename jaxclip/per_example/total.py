@@ -1,4 +1,4 @@
-"""The scaled sum of all gradients: one contraction a site, with no second backward pass."""
+"""The sum of the clipped gradients: one contraction a site, without a second backward pass."""
 
 from collections.abc import Sequence
 
