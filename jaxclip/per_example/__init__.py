@@ -7,3 +7,5 @@ from .decision import Info as Info
 from .explain import Explanation as Explanation
 from .explain import Row as Row
 from .explain import explain as explain
+from .rules import RULES as RULES
+from .rules.check import check_rule as check_rule

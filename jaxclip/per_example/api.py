@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .. import shrinks
+from ..norms import working_dtype
 from ..shrinks import Shrink
 from . import checks
 from .clipping import clipped, norms_of_blocks
-from .decision import Info, Options, Reduce, Strategy, kept_in
+from .decision import Info, Options, Reduce, Strategy, mask_and_count
 from .forms import Form
 
 
@@ -26,20 +27,21 @@ def clipped_grad(
     strategy: Strategy = "auto",
     microbatch_size: int | None = None,
     form: Form = "auto",
+    bound: bool = False,
 ) -> Callable[..., tuple[PyTree, Info]]:
     r"""The gradient of a batch in which every example's own gradient is clipped.
 
     $$\bar g = \frac1B \sum_{i=1}^B s(n_i, \tau)\, g_i, \qquad
       g_i = \nabla_\theta\, \ell(\theta, x_i), \quad n_i = \|g_i\|_2$$
 
-    No $g_i$ is made where its norm can be had without, so that this takes about the time and the
-    memory of an ordinary gradient. It holds for every loss that JAX can differentiate;
+    Gradients $g_i$ are materialized only where their norms require it, so that this takes about the
+    time and the memory of an ordinary gradient. It holds for every loss that JAX can differentiate;
     `jaxclip.per_example.explain` shows how each parameter is dealt with. It is not a privacy
     library: it adds no noise and computes no epsilon.
 
     Args:
       loss: $\ell$, `loss(params, *example)`, the loss of one example, without a batch dimension: a
-        real scalar. What is random for each example is passed in the batch, as keys.
+        real scalar. Pass PRNG keys of the examples in the batch.
       limit: $\tau \ge 0$, a number or a scalar array, None for no limit. A tree of limits that is a
         prefix of the parameters clips the parts below each limit on their own.
       shrink: the factor $s$ of an example, given its norm and the limit.
@@ -53,6 +55,9 @@ def clipped_grad(
       form: for weights that are used at several positions of an example (tokens, pixels), whether
         norms are computed from `"gram"` matrices or from the `"matrices"` of the gradients;
         `"auto"` chooses by cost.
+      bound: whether each norm is raised by all that rounding may have taken from it, so that no
+        example adds more than the limit: for private training. For parameters that the loss reads
+        as they are, cast or rearranged; the page on per-example clipping has the proof.
 
     Returns:
       `f(params, *batch, example_mask=None) -> (gradient, info)`. The batch is the example with a
@@ -78,7 +83,9 @@ def clipped_grad(
       Bu, Wang, Zha, Karypis 2022, arXiv 2210.00038. AUTO-S is
       `shrink=functools.partial(shrinks.normalize, eps=0.01)`, DP-PSAC is `shrink=shrinks.psac`.
     """
-    options = _options(limit, shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form)
+    options = _options(
+        limit, shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form, bound
+    )
 
     def gradient(
         params: PyTree, *batch: Any, example_mask: Bool[Array, " batch"] | None = None
@@ -99,6 +106,7 @@ def value_and_clipped_grad(
     strategy: Strategy = "auto",
     microbatch_size: int | None = None,
     form: Form = "auto",
+    bound: bool = False,
 ) -> Callable[..., tuple[Float[Array, ""], PyTree, Info]]:
     r"""The loss of a batch, and its gradient as `clipped_grad` has it.
 
@@ -112,6 +120,7 @@ def value_and_clipped_grad(
       strategy: `"auto"`, `"vmap"` or `"microbatch"`.
       microbatch_size: for that strategy.
       form: `"auto"`, `"gram"` or `"matrices"`.
+      bound: whether norms are raised by what rounding may have taken from them.
 
     Returns:
       `f(params, *batch, example_mask=None) -> (value, gradient, info)`, where the value is the mean
@@ -129,15 +138,19 @@ def value_and_clipped_grad(
       >>> print(value, gradient)
       1.0 [0.5 0.5]
     """
-    options = _options(limit, shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form)
+    options = _options(
+        limit, shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form, bound
+    )
 
     def value_and_gradient(
         params: PyTree, *batch: Any, example_mask: Bool[Array, " batch"] | None = None
     ) -> tuple[Float[Array, ""], PyTree, Info]:
         gradient, info = clipped(loss, limit, options, params, batch, example_mask)
-        mask, count = kept_in(example_mask, info.values.shape[0])
-        value = jnp.sum(jnp.where(mask, info.values, 0))
-        return value / count.astype(value.dtype) if reduce == "mean" else value, gradient, info
+        mask, count = mask_and_count(example_mask, info.values.shape[0])
+        wide = info.values.astype(working_dtype(info.values.dtype))
+        value = jnp.sum(jnp.where(mask, wide, 0))
+        value = value / count.astype(value.dtype) if reduce == "mean" else value
+        return value.astype(info.values.dtype), gradient, info
 
     return value_and_gradient
 
@@ -148,6 +161,7 @@ def norms(
     blocks: PyTree = "whole",
     has_aux: bool = False,
     form: Form = "auto",
+    bound: bool = False,
 ) -> Callable[..., PyTree]:
     r"""The norm of every example's gradient, without the gradient.
 
@@ -160,6 +174,7 @@ def norms(
         the parameters below them.
       has_aux: whether the loss returns `(scalar, aux)`.
       form: `"auto"`, `"gram"` or `"matrices"`, as in `clipped_grad`.
+      bound: whether norms are raised by what rounding may have taken from them, as there.
 
     Returns:
       `f(params, *batch) -> norms`, `[batch]` or a tree of those.
@@ -186,9 +201,9 @@ def norms(
             checks.check_choice("blocks", blocks, ("whole", "leaf"))
             tree = 0.0 if blocks == "whole" else jax.tree.map(lambda _: 0.0, params)
         else:
-            tree = jax.tree.map(lambda _: 0.0, blocks, is_leaf=lambda x: x is None)
+            tree = jax.tree.map(lambda _: 0.0, blocks)
         found = checks.blocks_of(tree, params, "blocks")
-        return norms_of_blocks(loss, params, batch, size, has_aux, found, form)
+        return norms_of_blocks(loss, params, batch, size, has_aux, found, form, bound)
 
     return norms_of
 
@@ -202,6 +217,7 @@ def _options(
     strategy: Strategy,
     microbatch_size: int | None,
     form: Form,
+    bound: bool,
 ) -> Options:
     checks.limits_of(limit)
     checks.check_choice("reduce", reduce, ("mean", "sum"))
@@ -209,4 +225,4 @@ def _options(
     checks.check_choice("strategy", strategy, ("auto", "vmap", "microbatch"))
     checks.check_choice("form", form, ("auto", "gram", "matrices"))
     checks.check_microbatch(strategy, microbatch_size)
-    return Options(shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form)
+    return Options(shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form, bound)

@@ -1,9 +1,9 @@
-"""A batch through the loss and back, and the norms of what it left."""
+"""Forward and backward pass of a batch, with per-example norms."""
 
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,16 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from . import checks, measure
+from .backward import Arrays, Backward, Grads, Kept
 from .checks import Blocks
-from .devices import axes_of, varying
-from .forms import Form, Plan, plans
+from .devices import axes_of, batch_axes, mesh_of, placed, spec_of, varying
+from .forms import Form, plans
+from .gram import Square
 from .products import accumulator
-from .program import Program
+from .program import Program, Slot
+from .rounding import SPARE, gamma
 from .run import batched, weights_of
 from .trace import program_of
-
-
-class Ran(NamedTuple):
-    """A batch after its backward pass, with all that the norms and the sum are made of."""
-
-    program: Program
-    plans: list[Plan]
-    parameters: list[Array]
-    weights: dict[int, Array]
-    kept: measure.Kept
-    made: list[measure.Grads]
-    squares: dict[int, Array]
-    values: Array
-    aux: Any
 
 
 def run(
@@ -42,18 +31,20 @@ def run(
     has_aux: bool,
     blocks: Blocks,
     form: Form,
-) -> Ran:
-    """Traces a loss, runs it and its backward pass on a batch, and measures the gradients."""
+) -> Backward:
+    """Traces a loss, and runs it and its backward pass on a batch."""
     shapes = jax.tree.map(checks.abstract, params), jax.tree.map(checks.one_of_batch, batch)
     traced = checks.trace(loss, *shapes, has_aux)
     parameters, example = jax.tree.leaves(params), jax.tree.leaves(batch)
     program = program_of(traced.jaxpr, len(parameters))
     chosen = [plan for plan in plans(program, blocks.of, form) if plan.form != "unused"]
     weights = weights_of(program, parameters, _read(program))
+    mesh, over = mesh_of(example), batch_axes(example)
 
     def taps(loops: Sequence[int], aval: Any) -> Array:
+        spec = (*(None for _ in loops), over, *spec_of(aval))
         zeros = lax.full((*loops, size, *aval.shape), 0, aval.dtype)
-        return varying(zeros, axes_of(example))
+        return varying(placed(zeros, mesh, spec), axes_of(example))
 
     site_taps = {site.number: taps(site.loops, site.output) for site in program.sites}
     weight_taps = {
@@ -69,57 +60,63 @@ def run(
         return batched(program, weights, site_taps, weight_taps, example, zeros)
 
     values, back, (aux, acts) = jax.vjp(losses, site_taps, weight_taps, has_aux=True)
-    kept = measure.Kept(acts, *back(jnp.ones_like(values)))
-    made, squares = measure.measured(program, chosen, parameters, kept)
-    for i in set(range(len(parameters))) - squares.keys():
-        squares[i] = jnp.zeros_like(values, accumulator(values.dtype))
-    return Ran(
-        program, chosen, parameters, weights, kept, made, squares, values, traced.aux.unflatten(aux)
-    )
+    ones = placed(varying(jnp.ones_like(values), axes_of(values)), mesh, (over,))
+    # XLA may compute a narrow dtype in a wider one, and round in one of the places that read it
+    # and not in another: the sum would be of other gradients than those that were measured.
+    kept = lax.optimization_barrier(Kept(acts, *back(ones)))
+    arrays = Arrays(parameters, weights, kept, values)
+    return Backward(program, chosen, arrays, traced.aux.unflatten(aux))
 
 
-def _summed(squares: Mapping[int, Array], blocks: Blocks) -> list[Array]:
-    wide = accumulator(*(s.dtype for s in squares.values()))
-    size = next(iter(squares.values())).shape
-    zero = jnp.zeros(size, wide)
-    totals = [zero for _ in blocks.limits]
-    for p, block in enumerate(blocks.of):
-        totals[block] = lax.add(totals[block], lax.convert_element_type(squares[p], wide))
+def norms_of(
+    backward: Backward, blocks: Blocks, mask: Array, bound: bool
+) -> tuple[list[Array], list[Grads]]:
+    """The norms of each block, `[batch]`, and what of the gradients is kept for the sum.
+
+    Norms are taken from squares where these are in range, and no rounding can have spoiled them.
+    """
+    parameters, _, _, values = backward.arrays
+    gradients, found = measure.measured(backward, bound)
+    squares = _summed(found, blocks, values)
+    trusted = [_trusted(square, mask) for square in squares]
+    plain = [jnp.sqrt(square.value) for square in squares]
+    if bound:
+        plain = [x * (1 + gamma(len(parameters) + SPARE, x.dtype)) for x in plain]
+
+    def safe() -> list[Array]:
+        values = measure.safe_norms(backward, gradients, blocks.of, len(blocks.limits), bound)
+        return [
+            jnp.where(t, p, v.astype(p.dtype))
+            for t, p, v in zip(trusted, plain, values, strict=True)
+        ]
+
+    all_trusted = functools.reduce(operator.and_, [jnp.all(t) for t in trusted])
+    return lax.cond(all_trusted, lambda: plain, safe), gradients
+
+
+def _summed(squares: Mapping[int, Square], blocks: Blocks, values: Array) -> list[Square]:
+    """The squares of each block."""
+    wide = accumulator(values.dtype, *(square.value.dtype for square in squares.values()))
+    zero = jnp.zeros_like(values, wide)
+    totals = [Square(zero, zero) for _ in blocks.limits]
+    for parameter, square in squares.items():
+        block = blocks.of[parameter]
+        totals[block] = Square(
+            *(
+                lax.add(total, lax.convert_element_type(part, wide))
+                for total, part in zip(totals[block], square, strict=True)
+            )
+        )
     return totals
 
 
-def norms_of(ran: Ran, blocks: Blocks, mask: Array) -> list[Array]:
-    """The norms of each block, `[batch]`, by squares where those are in range."""
-    squares = _summed(ran.squares, blocks)
-    return lax.cond(
-        _trusted(squares, mask),
-        lambda: [jnp.sqrt(square) for square in squares],
-        lambda: [
-            value.astype(square.dtype)
-            for square, value in zip(
-                squares,
-                measure.safe_norms(
-                    ran.program,
-                    ran.plans,
-                    ran.parameters,
-                    ran.kept,
-                    ran.made,
-                    blocks.of,
-                    len(blocks.limits),
-                    mask.shape[0],
-                ),
-                strict=True,
-            )
-        ],
-    )
+def _trusted(square: Square, mask: Array) -> Array:
+    """Whether a square is far from the ends of its dtype's range, and not in doubt; zero is not."""
+    value, doubt = square
+    low = jnp.sqrt(jnp.finfo(value.dtype).tiny)
+    fine = (value >= low) & (value <= 1 / low) & (doubt <= value)
+    return fine | (~mask & jnp.isfinite(value))
 
 
-def _trusted(squares: Sequence[Array], mask: Array) -> Array:
-    """Whether every square is far from the ends of its dtype's range; zero is not."""
-    low = jnp.sqrt(jnp.finfo(squares[0].dtype).tiny)
-    fine = [((s >= low) & (s <= 1 / low)) | (~mask & jnp.isfinite(s)) for s in squares]
-    return jnp.all(functools.reduce(operator.and_, fine))
-
-
-def _read(program: Program) -> list[int]:
-    return list(dict.fromkeys(key if key >= 0 else -1 - key for key in program.top.weights))
+def _read(program: Program) -> list[Slot]:
+    return list(dict.fromkeys(program.top.weights.values()))

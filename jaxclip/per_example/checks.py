@@ -1,4 +1,4 @@
-"""What can be wrong with a loss, its parameters, its batch or its limits, said before any work."""
+"""Checks of a loss, its parameters, its batch and its limits, before any work is done."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +10,12 @@ from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..thresholds import check_number
+from .devices import axes_of, batch_axes, mesh_of, spec_of
+
+_OF_ONE_EXAMPLE = (
+    " Is it written for a whole batch? `loss(params, *example)` gets one example, without a batch "
+    "dimension, and returns its loss: reduce it with `jnp.mean` or `jnp.sum`."
+)
 
 
 class Blocks(NamedTuple):
@@ -42,18 +48,23 @@ def blocks_of(limit: Any, params: Any, name: str = "limit") -> Blocks:
     """Matches limits, one for all or a tree that is a prefix of the parameters, with those."""
     limits, treedef = limits_of(limit, name)
     try:
-        of = jax.tree.leaves(jax.tree.broadcast(treedef.unflatten(range(len(limits))), params))
+        numbered = treedef.unflatten(range(len(limits)))
+        of = jax.tree.leaves(jax.tree.broadcast(numbered, params))
     except ValueError as error:
         raise ValueError(
             f"`{name}` has the structure {treedef}, which is no prefix of that of the parameters, "
             f"{jax.tree.structure(params)}. Give one limit for all, or a tree of limits in which "
             "each stands for the parameters below its place; None means unlimited."
         ) from error
-    return Blocks(of, limits, treedef)
+    # None means unlimited where there are parameters; where there are none, it is no block.
+    given = jax.tree.leaves(limit, is_leaf=_is_limit)
+    used = [i for i, one in enumerate(given) if one is not None or i in of]
+    shown = treedef.unflatten([i if i in used else None for i in range(len(given))])
+    return Blocks([used.index(i) for i in of], [limits[i] for i in used], jax.tree.structure(shown))
 
 
 def limits_of(limit: Any, name: str = "limit") -> tuple[list[Any], Any]:
-    """The limits of a tree, each of them looked at, and its structure."""
+    """The checked limits of a tree, and its structure."""
     limits, treedef = jax.tree.flatten(limit, is_leaf=_is_limit)
     return [_limit(one, name) for one in limits], treedef
 
@@ -119,7 +130,15 @@ def trace(loss: Callable, params: Any, example: Sequence[Any], has_aux: bool) ->
         params, example = treedef.unflatten(leaves)
         return loss(params, *example)
 
-    jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    try:
+        jaxpr, shape = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    except Exception as error:
+        if _takes_a_batch(flat, leaves, len(jax.tree.leaves(params))):
+            raise TypeError(
+                f"The `loss` failed on one example, with {type(error).__name__}, and runs on a "
+                f"batch of one.{_OF_ONE_EXAMPLE} A model that needs a batch gets `x[None]`."
+            ) from error
+        raise
     is_pair = isinstance(shape, tuple) and len(shape) == 2
     if has_aux and not is_pair:
         raise TypeError(
@@ -131,9 +150,7 @@ def trace(loss: Callable, params: Any, example: Sequence[Any], has_aux: bool) ->
         advice = (
             " For `(scalar, aux)` set `has_aux=True`."
             if is_pair and not has_aux
-            else " Is it written for a whole batch? `loss(params, *example)` gets one example, "
-            "without a batch dimension, and returns its loss: reduce it with `jnp.mean` or "
-            "`jnp.sum`."
+            else _OF_ONE_EXAMPLE
         )
         raise TypeError(
             f"The `loss` must return a real scalar, but it returned {_described(value)}." + advice
@@ -149,27 +166,71 @@ def trace(loss: Callable, params: Any, example: Sequence[Any], has_aux: bool) ->
     return Traced(jaxpr, jax.tree.structure(shape[1]) if has_aux else jax.tree.structure(None))
 
 
+def _takes_a_batch(flat: Callable, leaves: Sequence[Any], num_params: int) -> bool:
+    """Whether a loss that fails on an example runs on a batch of one."""
+    batch = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in leaves[num_params:]]
+    try:
+        jax.eval_shape(flat, *leaves[:num_params], *batch)
+    except Exception:
+        return False
+    return True
+
+
+def check_devices(params: Any, batch: Any, strategy: str, microbatch_size: int | None) -> None:
+    """Refuses parameters and microbatches whose parts on different devices nothing would join."""
+    shared = axes_of(batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, aval = f"params{jax.tree_util.keystr(path)}", jax.typeof(leaf)
+        alone = [axis for axis in axes_of(leaf) if axis not in shared]
+        if alone:
+            raise ValueError(
+                f"`{name}` differs from device to device along {alone}, and the batch does not: "
+                "each device has a part of every gradient, and the norm of none. Within "
+                "`shard_map` spread the batch alone, or leave those axes to the partitioner, with "
+                "`axis_names=` or outside of `shard_map`."
+            )
+        explicit = [axes for axes in spec_of(aval) if axes is not None]
+        if explicit and strategy != "vmap":
+            raise ValueError(
+                f"`{name}` is spread over {explicit}, which are explicit axes of the mesh: how the "
+                "products that norms are made of should be spread is not known. Make those axes "
+                'automatic, with `jax.sharding.auto_axes`, or set `strategy="vmap"`.'
+            )
+    mesh, axes = mesh_of(batch), batch_axes(batch)
+    if axes is None or microbatch_size is None:
+        return
+    names = axes if isinstance(axes, tuple) else (axes,)
+    devices = math.prod(mesh.shape[name] for name in names)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % min(microbatch_size, size) or min(microbatch_size, size) % devices:
+        raise ValueError(
+            f"`microbatch_size` is {microbatch_size}, but the {size} examples are spread over the "
+            f"{devices} devices of the explicit axes {names}. Give a multiple of {devices} that "
+            f"divides {size}, or make those axes automatic."
+        )
+
+
 def one_of_batch(x: Any) -> jax.ShapeDtypeStruct:
-    """What one example of an array looks like to the loss."""
+    """The shape and dtype of one example of an array."""
     aval = jax.typeof(x)
     return _struct(aval, aval.shape[1:], 1)
 
 
 def abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """What an array looks like to the loss."""
+    """The shape and dtype of an array."""
     aval = jax.typeof(x)
     return _struct(aval, aval.shape, 0)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuses what is not one of a few words."""
+    """Rejects a word that is not one of the choices."""
     if value not in choices:
         listed = " or ".join(f'"{choice}"' for choice in choices)
         raise ValueError(f"`{name}` is {value!r}. Give {listed}.")
 
 
 def check_microbatch(strategy: str, size: Any) -> None:
-    """Refuses a microbatch size that is none, and one that nothing would read."""
+    """Rejects an invalid microbatch size, or one that the strategy ignores."""
     if strategy != "microbatch" and size is not None:
         raise ValueError(
             f"`microbatch_size` is {size}, but `strategy` is {strategy!r}, which takes the whole "

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from . import checks
+from .backward import Arrays
 from .batch import norms_of, run
 from .checks import Blocks
-from .decision import Info, Options, kept_in
-from .devices import axes_of, varying
+from .decision import Info, Options, mask_and_count
+from .devices import axes_of, on_automatic_axes, spread, varying
 from .forms import Form
 from .strategies import by_rules, by_vmap, in_microbatches
 
@@ -29,9 +30,10 @@ def clipped(
     checks.check_params(params)
     blocks = checks.blocks_of(limit, params)
     size = checks.batch_size(batch, example_mask)
-    mask, count = kept_in(example_mask, size)
-    params = _as_varying_as(params, batch)
-    scale = 1 / count if options.reduce == "mean" else jnp.ones((), jnp.float32)
+    mask, count = mask_and_count(example_mask, size)
+    checks.check_devices(params, batch, options.strategy, options.microbatch_size)
+    params, batch = _as_varying_as(params, batch), spread(tuple(batch))
+    divisor = count if options.reduce == "mean" else jnp.ones_like(count)
     if options.strategy == "microbatch":
         assert options.microbatch_size is not None  # `check_microbatch`
         sums, info = in_microbatches(
@@ -40,11 +42,11 @@ def clipped(
             params,
             batch,
             mask,
-            scale,
+            divisor,
         )
     else:
         way = by_rules if options.strategy == "auto" else by_vmap
-        sums, info = way(loss, blocks, options, params, batch, mask, scale)
+        sums, info = way(loss, blocks, options, params, batch, mask, divisor)
     gradient = jax.tree.map(lambda s, p: s.astype(p.dtype), sums, params)
     unflatten = blocks.treedef.unflatten
     return gradient, info._replace(norms=unflatten(info.norms), clipped=unflatten(info.clipped))
@@ -58,10 +60,19 @@ def norms_of_blocks(
     has_aux: bool,
     blocks: Blocks,
     form: Form,
+    bound: bool,
 ) -> PyTree:
     """The norms of the gradients of a batch, `[batch]` for every block."""
-    ran = run(loss, _as_varying_as(params, batch), batch, size, has_aux, blocks, form)
-    return blocks.treedef.unflatten(norms_of(ran, blocks, jnp.ones(size, jnp.bool_)))
+    checks.check_devices(params, batch, "auto", None)
+    batch = spread(tuple(batch))
+    backward = run(loss, _as_varying_as(params, batch), batch, size, has_aux, blocks, form)
+
+    def norms(arrays: Arrays) -> list[Array]:
+        mask = jnp.ones(size, jnp.bool_)
+        return norms_of(backward._replace(arrays=arrays), blocks, mask, bound)[0]
+
+    found = on_automatic_axes(norms, batch, lambda own, _: own)(backward.arrays)
+    return blocks.treedef.unflatten(found)
 
 
 def _as_varying_as(params: PyTree, batch: Any) -> PyTree:

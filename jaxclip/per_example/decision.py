@@ -1,4 +1,4 @@
-"""What becomes of each example, and what is told about it."""
+"""Clip factors and the `Info` of each example."""
 
 import functools
 import operator
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..shrinks import Shrink
-from .checks import Blocks
 from .forms import Form
 
 Reduce = Literal["mean", "sum"]
@@ -17,7 +16,7 @@ Strategy = Literal["auto", "vmap", "microbatch"]
 
 
 class Info(NamedTuple):
-    """What clipping saw of each example.
+    """What clipping measured of each example.
 
     Attributes:
       values: the losses.
@@ -45,10 +44,11 @@ class Options(NamedTuple):
     strategy: Strategy
     microbatch_size: int | None
     form: Form
+    bound: bool
 
 
 class Decided(NamedTuple):
-    """What becomes of each example.
+    """The decision on each example.
 
     Attributes:
       factors: for each block, `[batch]`.
@@ -63,36 +63,36 @@ class Decided(NamedTuple):
     finite: Array
 
 
-def kept_in(
+def mask_and_count(
     example_mask: Bool[Array, " batch"] | None, size: int
-) -> tuple[Bool[Array, " batch"], Float[Array, ""]]:
+) -> tuple[Bool[Array, " batch"], Int[Array, ""]]:
     """Which examples count, and how many they are, at least 1."""
     if example_mask is None:
-        return jnp.ones(size, jnp.bool_), jnp.float32(size)
+        return jnp.ones(size, jnp.bool_), jnp.int32(size)
     mask = jnp.asarray(example_mask)
-    return mask, jnp.maximum(jnp.sum(mask.astype(jnp.float32)), 1)
+    return mask, jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1)
 
 
 def decide(
-    values: Sequence[Array], mask: Array, scale: Array, blocks: Blocks, options: Options
+    values: Sequence[Array], mask: Array, divisor: Array, limits: Sequence[Array], options: Options
 ) -> Decided:
-    """The factors of a batch, given the norms of each block."""
+    """The factors of a batch, given the norms and the limit of each block."""
     finite = functools.reduce(operator.and_, [jnp.isfinite(n) for n in values], ~mask | True)
     zeroed = options.nonfinite == "zero"
     takes_part = mask & finite if zeroed else mask
     factors, shrunk = [], []
-    for norm, limit in zip(values, blocks.limits, strict=True):
+    for norm, limit in zip(values, limits, strict=True):
         limit = jnp.maximum(jnp.asarray(limit, norm.dtype), 0)
         fine = jnp.isfinite(norm)
         factor = options.shrink(jnp.where(fine, norm, 0), jnp.broadcast_to(limit, norm.shape))
         shrunk.append(mask & fine & (factor < 1))
-        factor = jnp.where(fine, scale.astype(norm.dtype) * factor, jnp.nan)
+        factor = jnp.where(fine, factor / divisor.astype(norm.dtype), jnp.nan)
         factors.append(jnp.where(takes_part, factor, 0))
     return Decided(factors, shrunk, takes_part, finite | ~mask)
 
 
 def info_of(values: Array, found: Sequence[Array], decided: Decided, mask: Array, aux: Any) -> Info:
-    """What is told of a batch; the norms of examples that the mask leaves out are 0."""
+    """The `Info` of a batch; the norms of examples that the mask leaves out are 0."""
     nonfinite = jnp.sum(~decided.finite, dtype=jnp.int32)
     shown = [jnp.where(mask, norm, 0) for norm in found]
     return Info(values, shown, decided.clipped, nonfinite, aux)

@@ -1,11 +1,12 @@
-"""Values that differ from device to device, within `shard_map`."""
+"""Values that differ from device to device, within `shard_map`, and batches on explicit axes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
-from jaxtyping import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 
 def axes_of(tree: Any) -> tuple[str, ...]:
@@ -18,3 +19,56 @@ def varying(x: Array, axes: Sequence[str]) -> Array:
     """A value as one that differs along these axes, though it does not."""
     missing = tuple(axis for axis in axes if axis not in jax.typeof(x).manual_axis_type.varying)
     return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def spec_of(aval: Any) -> tuple:
+    """The explicit mesh axes that each dimension of an array's type is spread over."""
+    spec = tuple(getattr(getattr(aval, "sharding", None), "spec", ()))
+    return (*spec, *(None,) * (len(aval.shape) - len(spec)))
+
+
+def placed(x: Array, mesh: Any, spec: Sequence[Any]) -> Array:
+    """An array made anew, spread over explicit axes as others are."""
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec))) if any(spec) else x
+
+
+def mesh_of(tree: PyTree) -> Any:
+    """The mesh with the axes that the types of arrays name."""
+    meshes = [getattr(jax.typeof(x).sharding, "mesh", None) for x in jax.tree.leaves(tree)]
+    return next((mesh for mesh in meshes if mesh is not None and not mesh.empty), None)
+
+
+def batch_axes(batch: PyTree) -> Any:
+    """The explicit mesh axes that a batch is spread over, None if it is not."""
+    first = [spec_of(jax.typeof(x))[0] for x in jax.tree.leaves(batch)]
+    return next((axes for axes in first if axes), None)
+
+
+def spread(batch: PyTree) -> PyTree:
+    """A batch with every array spread over the explicit axes that one of them is spread over."""
+    axes, mesh = batch_axes(batch), mesh_of(batch)
+    if axes is None:
+        return batch
+
+    def one(x: Array) -> Array:
+        return placed(x, mesh, (axes, *spec_of(jax.typeof(x))[1:]))
+
+    return jax.tree.map(one, batch)
+
+
+def on_automatic_axes(f: Callable, batch: PyTree, shardings: Callable) -> Callable:
+    """`f` with those explicit axes automatic that a batch is spread over.
+
+    What follows the backward pass is no longer the user's: the partitioner finds the shardings of
+    products and sums of it by itself.
+
+    Args:
+      f: a function of arrays alone.
+      batch: arrays with the batch as their first axis.
+      shardings: of the results of `f`, given that of arrays with and of arrays without a batch.
+    """
+    axes, mesh = batch_axes(batch), mesh_of(batch)
+    if axes is None:
+        return f
+    of_batch, of_rest = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((axes,), ()))
+    return jax.sharding.auto_axes(f, axes=axes, out_sharding=shardings(of_batch, of_rest))

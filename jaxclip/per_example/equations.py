@@ -1,11 +1,9 @@
-"""Equations as functions, and steps as what they read and fill."""
+"""Equations as functions, and the parts of those that hold others."""
 
 from typing import Any
 
 import jax
 from jax.extend import core
-
-from .program import Call, Remat, Scan, Use
 
 
 def function_of(eqn: core.JaxprEqn) -> Any:
@@ -44,24 +42,6 @@ def scan_inputs(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.12
     return len(consts), len(carry)
-
-
-def made(step: Any) -> tuple[int, ...]:
-    """The slots that a step fills."""
-    if isinstance(step, Call):
-        return step.op.outputs
-    return step.site.op.outputs if isinstance(step, Use) else step.outputs
-
-
-def read_by(step: Any) -> list[int]:
-    """The slots that a step reads, weights included."""
-    if isinstance(step, Scan):
-        operands = [*step.initial, *step.closed.values(), *step.sliced.values()]
-    elif isinstance(step, Remat):
-        operands = list(step.inputs)
-    else:
-        operands = list(step.op.inputs if isinstance(step, Call) else step.site.op.inputs)
-    return [operand for operand in operands if isinstance(operand, int)]
 
 
 _DEBUG_INFO = jax.make_jaxpr(lambda: ())().jaxpr.debug_info

@@ -8,7 +8,7 @@ import jax
 
 from . import checks
 from .forms import Form, Plan, plans
-from .program import Program, Site
+from .program import ParamIndex, Program, Site
 from .trace import program_of
 
 _FORMS = {
@@ -29,7 +29,7 @@ class Row(NamedTuple):
       uses: the steps of the loss that read it.
       form: "Gram": norms without gradients. "matrices": the gradient of every example, made from
         activations. "entries": the same, made by the backward pass itself. "zero": unused.
-      bytes: what a batch takes for it.
+      bytes: what a batch takes for it, its share by size of what a weight made of several takes.
       operations: the multiplications of a batch for it, beyond an ordinary gradient.
       why: the reason for the form.
       falls_back: whether there is no rule for a step that reads it.
@@ -135,18 +135,19 @@ def explain(
     return Explanation(tuple(row for row in rows if row is not None), batch_size)
 
 
-def _row(program: Program, plan: Plan, parameter: int, path: str, batch_size: int) -> Row:
+def _row(program: Program, plan: Plan, parameter: ParamIndex, path: str, batch_size: int) -> Row:
     aval = program.values[program.parameters[parameter]].aval
     slots = [s for s in plan.weights if parameter in program.values[s].sources]
     uses = [_use(site) for site in plan.sites if site.weight in slots]
     uses += [name for slot in plan.lifted if slot in slots for name in program.lifted[slot]]
     share = len(plan.parameters)
+    total = sum(program.values[program.parameters[i]].aval.size for i in plan.parameters)
     return Row(
         path,
         tuple(aval.shape),
         tuple(dict.fromkeys(uses)),
         _FORMS[plan.form],
-        4 * batch_size * (plan.floats if share == 1 else aval.size),
+        4 * batch_size * (plan.floats * aval.size // max(total, 1)),
         batch_size * plan.operations // share,
         plan.why,
         plan.falls_back,

@@ -4,12 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from . import rules
-from .program import Program, Site
+from .program import ParamIndex, Program, Site, Slot
+from .rules import rule_of
 
 Form = Literal["auto", "gram", "matrices"]
 # What a backward pass makes for these is no larger than the example value that they are applied to.
-_ELEMENTWISE = frozenset({"add", "add_any", "sub", "mul", "div", "max", "min", "select_n"})
+_ELEMENTWISE = frozenset(
+    {"add", "add_any", "sub", "mul", "div", "pow", "rem", "atan2", "max", "min", "clamp",
+     "select_n", "concatenate", "pad", "dynamic_update_slice"}
+)  # fmt: skip
 # Nor is it where the weight itself becomes an example value.
 _PASSED_ON = frozenset(
     {"the loss", "the first carry of a scan", "the carry of a scan", "the output of a scan"}
@@ -35,10 +38,10 @@ class Plan(NamedTuple):
       falls_back: whether a step without a rule is the reason why gradients of examples are made.
     """
 
-    parameters: tuple[int, ...]
-    weights: tuple[int, ...]
+    parameters: tuple[ParamIndex, ...]
+    weights: tuple[Slot, ...]
     sites: tuple[Site, ...]
-    lifted: tuple[int, ...]
+    lifted: tuple[Slot, ...]
     form: Literal["unused", "entries", "gram", "matrices"]
     at_weight: bool
     keep: bool
@@ -67,7 +70,7 @@ def plans(program: Program, blocks: Sequence[int], form: Form) -> list[Plan]:
     return [
         _plan(
             program,
-            tuple(i for i, g in enumerate(group) if g == leader),
+            tuple(ParamIndex(i) for i, g in enumerate(group) if g == leader),
             tuple(s for s in read if group[min(program.values[s].sources)] == leader),
             blocks,
             form,
@@ -78,8 +81,8 @@ def plans(program: Program, blocks: Sequence[int], form: Form) -> list[Plan]:
 
 def _plan(
     program: Program,
-    parameters: tuple[int, ...],
-    weights: tuple[int, ...],
+    parameters: tuple[ParamIndex, ...],
+    weights: tuple[Slot, ...],
     blocks: Sequence[int],
     form: Form,
 ) -> Plan:
@@ -91,7 +94,7 @@ def _plan(
     readers = list(dict.fromkeys(name for slot in lifted for name in program.lifted[slot]))
     falls_back = not (_ELEMENTWISE | _PASSED_ON).issuperset(readers)
 
-    def made(
+    def plan(
         kind: Literal["unused", "entries", "gram", "matrices"],
         at_weight: bool,
         keep: bool,
@@ -114,7 +117,7 @@ def _plan(
         )
 
     if not weights:
-        return made("unused", True, False, 0, 0, "the loss does not depend on it")
+        return plan("unused", True, False, 0, 0, "the loss does not depend on it")
     one_block = len({blocks[i] for i in parameters}) == 1
     inputs = sum(_act_size(site) + _out_size(site) for site in sites)
     viewed = len(parameters) == 1 and None not in views
@@ -122,10 +125,10 @@ def _plan(
     if not falls_back:
         without_rule = f"{', '.join(readers)}: the backward pass has made it"
     if viewed and len(weights) == 1 and not sites:
-        return made("entries", True, True, size, size, without_rule)
+        return plan("entries", True, True, size, size, without_rule)
     single = viewed and len(sites) == 1 and not lifted
     if single or (viewed and not lifted and _aligned(program, sites)):
-        shape = [rules.sizes(site) for site in sites]
+        shape = [rule_of(site).sizes(site) for site in sites]
         groups, _, left, right = shape[0]
         positions = sum(t for _, t, _, _ in shape)
         gram_floats = 2 * groups * positions**2
@@ -136,21 +139,23 @@ def _plan(
         operations = 0 if weight_size <= inputs else positions * weight_size
         if form == "gram" or (form == "auto" and positions == 1):
             why = "one position: the product of two norms" if positions == 1 else "asked for"
-            return made("gram", single, False, gram_floats, gram_operations, why)
+            return plan("gram", single, False, gram_floats, gram_operations, why)
         if form == "matrices":
-            return made(*matrices, operations, "asked for")
+            return plan(*matrices, operations, "asked for")
         if weight_size <= inputs:
             why = f"{weight_size} numbers are no more than the {inputs} they are made of"
-            return made(*matrices, operations, why)
+            return plan(*matrices, operations, why)
         if gram_floats < weight_size:
             why = f"2T² = {gram_floats} is less than {weight_size} weights"
-            return made("gram", single, False, gram_floats, gram_operations, why)
-        return made(*matrices, operations, f"2T² = {gram_floats} is not less than {weight_size}")
+            return plan("gram", single, False, gram_floats, gram_operations, why)
+        return plan(*matrices, operations, f"2T² = {gram_floats} is not less than {weight_size}")
     why = without_rule if falls_back else "its weights are computed from parameters"
     if not falls_back and viewed:
         why = "used at several places in different ways"
     keep = not one_block or size <= inputs or not sites
-    return made("matrices", False, keep, size, size, why)
+    # Gradients are made with respect to the weights, and taken back to the parameters from there.
+    floats = size + sum(_weight_size(program, slot) for slot in weights)
+    return plan("matrices", False, keep, floats, size, why)
 
 
 def _aligned(program: Program, sites: Sequence[Site]) -> bool:
@@ -158,9 +163,9 @@ def _aligned(program: Program, sites: Sequence[Site]) -> bool:
     sides = []
     for site in sites:
         view = program.values[site.weight].view
-        if rules.is_convolution(site) or any(site.varying) or view is None or view.dims is None:
+        if not rule_of(site).aligned or any(site.varying) or view is None or view.dims is None:
             return False
-        groups, left, right = rules.layout(site)
+        groups, left, right = rule_of(site).layout(site)
         if groups:
             return False
         sides.append((tuple(view.dims[d] for d in left), tuple(view.dims[d] for d in right)))
@@ -171,12 +176,18 @@ def sides_of(program: Program, site: Site) -> tuple[tuple[int, ...], tuple[int, 
     """The two sides of a site's matrices, in dimensions of the parameter."""
     view = program.values[site.weight].view
     assert view is not None and view.dims is not None  # else no Gram form across sites is chosen
-    _, left, right = rules.layout(site)
+    _, left, right = rule_of(site).layout(site)
     return tuple(view.dims[d] for d in left), tuple(view.dims[d] for d in right)
 
 
-def _size(program: Program, parameter: int) -> int:
+def _size(program: Program, parameter: ParamIndex) -> int:
     return program.values[program.parameters[parameter]].aval.size
+
+
+def _weight_size(program: Program, slot: Slot) -> int:
+    value = program.values[slot]
+    own = zip(program.loops[slot], value.varying, strict=True)
+    return value.aval.size * math.prod(length for length, varies in own if varies)
 
 
 def _act_size(site: Site) -> int:

@@ -1,9 +1,9 @@
-"""The norms of every example's gradient, and their scaled sum, from what the backward pass left."""
+"""Per-example norms from the activations and gradients of a backward pass."""
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,18 @@ from jax import lax
 from jaxtyping import Array
 
 from .. import norms
-from . import convolution, rules
+from . import gram
+from .backward import Backward, Grads, Kept
 from .forms import Plan, sides_of
-from .products import accumulator, gram, is_dense, wide
+from .products import EXACT, accumulator, wide
 from .products import total as sum_of_all
 from .program import Program, Site
+from .rounding import SPARE, bound_of_norms, gamma, staged
+from .rules import precision_of, rule_of
 from .run import way_back
 
-Grads = dict[int, Array]
 
-
-class Kept(NamedTuple):
-    """What the backward pass of a batch left.
-
-    Attributes:
-      acts: the activation of each site, by slot, `[*loops, batch, *shape]`.
-      outs: the gradient with respect to the output of each site, by index, in the same form.
-      lifted: that with respect to each lifted weight, by slot, `[*loops, batch, *shape]`.
-    """
-
-    acts: dict[int, Array]
-    outs: dict[int, Array]
-    lifted: dict[int, Array]
-
-
-def measured(
-    program: Program, plans: Sequence[Plan], parameters: Sequence[Array], kept: Kept
-) -> tuple[list[Grads], dict[int, Array]]:
+def measured(backward: Backward, bound: bool) -> tuple[list[Grads], dict[int, gram.Square]]:
     """The squared norm of every example's gradient, and what of the gradients is kept.
 
     Returns:
@@ -45,80 +30,129 @@ def measured(
       weight if the plan stops there, else to each parameter; and for each parameter the squares,
       `[batch]`.
     """
+    program, plans, arrays, _ = backward
     if not plans:
         return [], {}
-    gradient = _gradients(program, plans, parameters)
+    gradient = _gradients(backward, bound)
 
-    def one(acts: Mapping, outs: Mapping, lifted: Mapping) -> tuple[list[Grads], dict[int, Array]]:
-        made: list[Grads] = []
-        squares: dict[int, Array] = {}
+    def one(
+        acts: Mapping, outs: Mapping, lifted: Mapping
+    ) -> tuple[list[Grads], dict[int, gram.Square]]:
+        gradients: list[Grads] = []
+        squares: dict[int, gram.Square] = {}
         for i, plan in enumerate(plans):
             if plan.form == "gram":
-                value = _gram_squared(program, plan, acts, outs)
-                squares[plan.parameters[0]] = lax.max(value, lax.full_like(value, 0))
-                made.append({})
+                parts = _of_pairs(gram.squared, program, plan, acts, outs, bound)
+                squares[plan.parameters[0]] = gram.Square(*map(sum_of_all, parts))
+                gradients.append({})
                 continue
             grads = gradient(i, acts, outs, lifted)
             names = plan.parameters if plan.at_weight else grads
+            slack = _slack(plan, acts, outs) if bound else None
             for name, grad in zip(names, grads.values(), strict=True):
-                squares[name] = sum_of_all(_abs2(grad))
-            made.append(grads if plan.keep else {})
-        return made, squares
+                value = _raised_square(grad, slack) if bound else sum_of_all(_abs2(grad))
+                squares[name] = gram.Square(value, lax.full_like(value, 0))
+            gradients.append(grads if plan.keep else {})
+        return gradients, squares
 
-    return _over_batch(program, one, kept)
+    return _over_batch(program, one, arrays.kept)
 
 
 def safe_norms(
-    program: Program,
-    plans: Sequence[Plan],
-    parameters: Sequence[Array],
-    kept: Kept,
-    made: Sequence[Grads],
-    of: Sequence[int],
-    count: int,
-    size: int,
+    backward: Backward, gradients: Sequence[Grads], of: Sequence[int], count: int, bound: bool
 ) -> list[Array]:
-    """The norms `[batch]` of `count` blocks where squares are out of range.
+    """The norms `[batch]` of `count` blocks where squares are out of range, or positions cancel.
 
     Args:
-      program: the traced loss.
-      plans: for all parameters.
-      parameters: their values.
-      kept: what the backward pass left.
-      made: as `measured` returns it.
+      backward: what the backward pass left.
+      gradients: those that are kept, as `measured` returns them.
       of: the block of each parameter.
       count: the number of blocks.
-      size: the number of examples.
+      bound: whether norms are raised by all that rounding may have taken from them.
     """
-    gradient = _gradients(program, plans, parameters)
+    program, plans, (_, _, kept, _), _ = backward
+    size, gradient = backward.size, _gradients(backward, bound)
 
-    def one(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[Grads]:
+    def rest(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[tuple[Grads, Array | None]]:
         return [
-            {plan.parameters[0]: _gram_norm(program, plan, acts, outs)}
-            if plan.form == "gram"
-            else {}
-            if plan.keep
-            else gradient(i, acts, outs, lifted)
+            (
+                {} if plan.keep or plan.form == "gram" else gradient(i, acts, outs, lifted),
+                _slack(plan, acts, outs) if bound and plan.form != "gram" else None,
+            )
             for i, plan in enumerate(plans)
         ]
 
-    blocks: list[list[Array]] = [[] for _ in range(count)]
-    again = _over_batch(program, one, kept) if plans else []
-    for plan, old, new in zip(plans, made, again, strict=True):
-        grads = old or new
-        names = plan.parameters if plan.at_weight else grads
-        for name, grad in zip(names, grads.values(), strict=True):
-            blocks[of[name]].append(grad)
-    values = norms.l2(blocks, [(0,) for _ in blocks])
-    wide = accumulator(*(value.dtype for value in values))
-    return [
-        value.astype(wide) if block else jnp.zeros(size, wide)
-        for value, block in zip(values, blocks, strict=True)
+    def by_gram(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[gram.Square]:
+        return [_of_pairs(gram.norm, program, plan, acts, outs, bound) for plan in grams]
+
+    def by_sum(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[Array]:
+        return [
+            _of_pairs(gram.norm_of_sum, program, plan, acts, outs, bound) for plan in cancelling
+        ]
+
+    grams = [plan for plan in plans if plan.form == "gram"]
+    cancelling = [
+        plan for plan in grams if sum(rule_of(s).sizes(s).positions for s in plan.sites) > 1
     ]
+    others: list[list[Array]] = [[] for _ in range(count)]
+    slacks: list[list[Array]] = [[] for _ in range(count)]
+    again = _over_batch(program, rest, kept) if plans else []
+    for plan, old, (new, slack) in zip(plans, gradients, again, strict=True):
+        grads = old or new
+        names = plan.parameters if plan.at_weight and grads else grads
+        for name, grad in zip(names, grads.values(), strict=True):
+            others[of[name]].append(grad)
+            if slack is not None:
+                slacks[of[name]].append(slack)
+
+    def joined(own: Sequence[Array]) -> list[Array]:
+        """The norms of each block, given those of the parameters in Gram form."""
+        blocks = [list(block) for block in others]
+        for plan, value in zip(grams, own, strict=True):
+            blocks[of[plan.parameters[0]]].append(value)
+        values = bound_of_norms(blocks, size) if bound else _l2(blocks)
+        lost = bound_of_norms(slacks, size) if bound else [None for _ in blocks]
+        dtype = accumulator(*(value.dtype for value in values))
+        return [
+            jnp.zeros(size, dtype)
+            if not block
+            else (value if part is None else value + part).astype(dtype)
+            for value, part, block in zip(values, lost, blocks, strict=True)
+        ]
+
+    if not grams:
+        return joined([])
+    own = _over_batch(program, by_gram, kept)
+    values = joined([square.value for square in own])
+    if not cancelling:
+        return values
+    trusted = [jnp.ones(size, jnp.bool_) for _ in range(count)]
+    for plan, (_, doubt) in zip(grams, own, strict=True):
+        block = of[plan.parameters[0]]
+        largest = jnp.max(doubt, range(1, doubt.ndim)) * (len(grams) * doubt[0].size) ** 0.5
+        trusted[block] &= ~(largest > values[block])
+
+    def from_sums() -> list[Array]:
+        summed = {
+            plan.parameters: value
+            for plan, value in zip(cancelling, _over_batch(program, by_sum, kept), strict=True)
+        }
+        better = joined(
+            [summed.get(plan.parameters, s.value) for plan, s in zip(grams, own, strict=True)]
+        )
+        return [jnp.where(t, v, b) for t, v, b in zip(trusted, values, better, strict=True)]
+
+    all_trusted = functools.reduce(operator.and_, [jnp.all(t) for t in trusted])
+    return lax.cond(all_trusted, lambda: values, from_sums)
 
 
-def _gradients(program: Program, plans: Sequence[Plan], parameters: Sequence[Array]) -> Any:
+def _l2(blocks: Sequence[Sequence[Array]]) -> list[Array]:
+    return norms.l2(blocks, [(0,) for _ in blocks])
+
+
+def _gradients(backward: Backward, exact: bool) -> Any:
     """The gradients of one example by the plan's index."""
+    program, plans, (parameters, *_), _ = backward
     backs = [
         None
         if plan.at_weight or plan.form == "gram"
@@ -131,7 +165,14 @@ def _gradients(program: Program, plans: Sequence[Plan], parameters: Sequence[Arr
         for slot in plan.lifted:
             found[slot] = wide(lifted[slot])
         for site in plan.sites:
-            grad = _over_own_loops(rules.matrices, site, acts[site.act], outs[site.number])
+            precision = EXACT if exact else precision_of(site)
+
+            def apply(
+                act: Array, out: Array, site: Site = site, precision: Any = precision
+            ) -> Array:
+                return rule_of(site).matrices(site, act, out, precision)
+
+            grad = _over_own_loops(apply, site, acts[site.act], outs[site.number])
             found[site.weight] = found[site.weight] + grad if site.weight in found else grad
         if back is None:
             return found
@@ -140,56 +181,55 @@ def _gradients(program: Program, plans: Sequence[Plan], parameters: Sequence[Arr
     return gradient
 
 
-def _gram_squared(program: Program, plan: Plan, acts: Mapping, outs: Mapping) -> Array:
+def _of_pairs(
+    of: Callable, program: Program, plan: Plan, acts: Mapping, outs: Mapping, bound: bool
+) -> Any:
+    """Applies a function to the factors of all sites of a plan in Gram form."""
     if len(plan.sites) == 1:
         (site,) = plan.sites
-        squared = convolution.squared if rules.is_convolution(site) else _self_product
-        return sum_of_all(_over_own_loops(squared, site, acts[site.act], outs[site.number]))
+        return _over_own_loops(
+            lambda act, out: of([tuple(rule_of(site).factors(site, act, out))], bound),
+            site,
+            acts[site.act],
+            outs[site.number],
+        )
     first = sides_of(program, plan.sites[0])
     pairs = []
     for site in plan.sites:
-        u, v = rules.factors(site, acts[site.act], outs[site.number])
+        u, v = rule_of(site).factors(site, acts[site.act], outs[site.number])
         pairs.append((u, v) if sides_of(program, site) == first else (v, u))
-    products = [
-        (1 if i == j else 2) * _product(u, w, v, x)
-        for i, (u, v) in enumerate(pairs)
-        for j, (w, x) in enumerate(pairs[: i + 1])
+    return of(pairs, bound)
+
+
+def _slack(plan: Plan, acts: Mapping, outs: Mapping) -> Array | None:
+    """How much shorter the matrices of a plan can have become by rounding, in sum."""
+    if plan.keep or not plan.sites:
+        return None  # what is measured is what is summed
+    parts = [
+        _over_own_loops(
+            lambda act, out, site=site: gram.slack_of_any([rule_of(site).factors(site, act, out)]),
+            site,
+            acts[site.act],
+            outs[site.number],
+        )
+        for site in plan.sites
     ]
-    return functools.reduce(operator.add, products)
+    return functools.reduce(operator.add, [sum_of_all(part) for part in parts])
 
 
-def _gram_norm(program: Program, plan: Plan, acts: Mapping, outs: Mapping) -> Array:
-    # The form is linear in the output's gradient, and in the activation unless that is an index.
-    own_acts = {site.act: acts[site.act] for site in plan.sites}
-    own_outs = {site.number: outs[site.number] for site in plan.sites}
-    if not all(is_dense(act) for act in own_acts.values()):
-        scaled_acts, size = own_acts, jnp.ones((), jnp.float32)
-    else:
-        scaled_acts, size = _scaled(own_acts)
-    scaled_outs, out_size = _scaled(own_outs)
-    value = _gram_squared(program, plan, scaled_acts, scaled_outs)
-    root = jnp.sqrt(jnp.maximum(value, 0))
-    return size.astype(root.dtype) * (out_size.astype(root.dtype) * root)
+def _raised_square(grad: Array, slack: Array | None) -> Array:
+    """A bound of the square of a gradient's norm."""
+    value, depth = staged(_abs2(grad))
+    root = jnp.sqrt(value) * (1 + gamma(depth + SPARE, value.dtype))
+    return jnp.square(root if slack is None else root + slack)
 
 
-def _self_product(site: Site, act: Array, out: Array) -> Array:
-    u, v = rules.factors(site, act, out)
-    return _product(u, u, v, v)
-
-
-def _product(u: Any, w: Any, v: Any, x: Any) -> Array:
-    left, right = gram(u, w), gram(v, x)
-    dtype = accumulator(left.dtype, right.dtype)
-    return sum_of_all(lax.mul(left.astype(dtype), right.astype(dtype)))
-
-
-def _over_own_loops(rule: Any, site: Site, act: Array, out: Array) -> Array:
+def _over_own_loops(rule: Any, site: Site, act: Array, out: Array) -> Any:
     """Applies a rule to each iteration that has a slice of the weight to itself."""
-    apply = functools.partial(rule, site)
     axes = [axis for axis, own in enumerate(site.varying) if own]
     for place, axis in reversed(list(enumerate(axes))):
-        apply = jax.vmap(apply, in_axes=axis - place)
-    return apply(act, out)
+        rule = jax.vmap(rule, in_axes=axis - place)
+    return rule(act, out)
 
 
 def _over_batch(program: Program, one: Any, kept: Kept) -> Any:
@@ -197,23 +237,6 @@ def _over_batch(program: Program, one: Any, kept: Kept) -> Any:
     outs = {site.number: len(site.loops) for site in program.sites}
     lifted = {slot: sum(program.values[slot].varying) for slot in program.lifted}
     return jax.vmap(one, in_axes=(acts, outs, lifted))(*kept)
-
-
-def _scaled(tree: Mapping[int, Array]) -> tuple[dict[int, Array], Array]:
-    """Divides by the largest entry."""
-    dtype = accumulator(*(x.dtype for x in tree.values()))
-    sizes = [
-        lax.convert_element_type(lax.reduce_max(lax.abs(x), tuple(range(x.ndim))), dtype)
-        for x in tree.values()
-        if x.size
-    ]
-    size = functools.reduce(lax.max, sizes, jnp.zeros((), dtype))
-    size = lax.select((size > 0) & lax.is_finite(size), size, lax.full_like(size, 1))
-    divisors = {
-        key: lax.broadcast(lax.convert_element_type(size, x.dtype), x.shape)
-        for key, x in tree.items()
-    }
-    return {key: lax.div(x, divisors[key]) for key, x in tree.items()}, size
 
 
 def _abs2(x: Array) -> Array:

@@ -8,13 +8,18 @@ body included. What is left is steps on example values, in which parameter value
 
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, NewType, TypeGuard
 
 import jax.numpy as jnp
 from jax.extend import core
 
-Operand = Any  # an `int`, the slot that holds the value, or a `core.Literal`
+_RESULT = "preferred_element_type"
+
+Slot = NewType("Slot", int)  # where a value is kept while the program runs
+SiteIndex = NewType("SiteIndex", int)  # the place of a site among those of the program
+ParamIndex = NewType("ParamIndex", int)  # the place of a parameter among the leaves
+Operand = Any  # the `Slot` that holds the value, or a `core.Literal`
 
 
 class Kind(enum.IntEnum):
@@ -36,7 +41,7 @@ class View(NamedTuple):
         shape has changed.
     """
 
-    source: int
+    source: ParamIndex
     dims: tuple[int, ...] | None
 
 
@@ -57,7 +62,7 @@ class Value(NamedTuple):
     kind: Kind
     varying: tuple[bool, ...] = ()
     active: bool = False
-    sources: frozenset[int] = frozenset()
+    sources: frozenset[ParamIndex] = frozenset()
     view: View | None = None
 
 
@@ -67,7 +72,7 @@ class Op(NamedTuple):
     name: str
     call: Callable[..., Sequence[Any]]
     inputs: tuple[Operand, ...]
-    outputs: tuple[int, ...]
+    outputs: tuple[Slot, ...]
 
 
 class Site(NamedTuple):
@@ -85,25 +90,33 @@ class Site(NamedTuple):
       op: the equation as a function of its operands.
     """
 
-    number: int
+    number: SiteIndex
     eqn: Any
-    weight: int
+    weight: Slot
     position: int
-    act: int
+    act: Slot
     act_position: int
     loops: tuple[int, ...]
     varying: tuple[bool, ...]
     op: Op
 
     def apply(self, weight: Any, act: Any) -> Any:
-        """The output of the equation, for one example and one iteration."""
+        """The output of the equation, for one example and one iteration, in any dtype."""
         # Constants other than literals are the starts of slices that take all of a dimension.
         operands = [
             operand.val if isinstance(operand, core.Literal) else jnp.zeros((), atom.aval.dtype)
             for operand, atom in zip(self.op.inputs, self.eqn.invars, strict=True)
         ]
         operands[self.position], operands[self.act_position] = weight, act
-        return self.op.call(*operands)[0]
+        params = {name: value for name, value in self.eqn.params.items() if name != _RESULT}
+        if _RESULT in self.eqn.params:
+            params[_RESULT] = weight.dtype
+        return self.eqn.primitive.bind(*operands, **params)
+
+    @property
+    def kernel(self) -> Any:
+        """Shape and dtype of the weight, for one iteration."""
+        return self.eqn.invars[self.position].aval
 
     @property
     def output(self) -> Any:
@@ -124,19 +137,19 @@ class Scope:
       children: the bodies of the scans within.
       invariant: of a scan's body, the operand of the surrounding scope that a slot stands for.
       sliced: of a scan's body, the operand that a slot is a slice of.
-      weights: the parameter values that the steps here and within the children read: a slot, or
-        `-1 - slot` for that value with a tap on it.
+      weights: the parameter values that the steps here and within the children read, by the slot
+        that they read: its own, or that of the same value with a tap on it.
     """
 
     depth: int = 0
     loops: tuple[int, ...] = ()
-    producers: dict[int, Op] = dataclasses.field(default_factory=dict)
-    given: dict[int, Any] = dataclasses.field(default_factory=dict)
-    steps: list[Any] = dataclasses.field(default_factory=list)
+    producers: dict[Slot, Op] = dataclasses.field(default_factory=dict)
+    given: dict[Slot, Any] = dataclasses.field(default_factory=dict)
+    steps: "list[Step]" = dataclasses.field(default_factory=list)
     children: list["Scope"] = dataclasses.field(default_factory=list)
-    invariant: dict[int, Operand] = dataclasses.field(default_factory=dict)
-    sliced: dict[int, Operand] = dataclasses.field(default_factory=dict)
-    weights: dict[int, None] = dataclasses.field(default_factory=dict)
+    invariant: dict[Slot, Operand] = dataclasses.field(default_factory=dict)
+    sliced: dict[Slot, Operand] = dataclasses.field(default_factory=dict)
+    weights: dict[Slot, Slot] = dataclasses.field(default_factory=dict)
 
 
 class Call(NamedTuple):
@@ -144,22 +157,56 @@ class Call(NamedTuple):
 
     op: Op
 
+    @property
+    def reads(self) -> list[Slot]:
+        """The slots that the step reads."""
+        return slots_of(self.op.inputs)
+
+    @property
+    def writes(self) -> tuple[Slot, ...]:
+        """The slots that the step fills."""
+        return self.op.outputs
+
 
 class Use(NamedTuple):
     """A step that is a site: its output gets a tap, its activation is kept."""
 
     site: Site
 
+    @property
+    def reads(self) -> list[Slot]:
+        """The slots that the step reads, that of the weight included."""
+        return slots_of(self.site.op.inputs)
+
+    @property
+    def writes(self) -> tuple[Slot, ...]:
+        """The slots that the step fills."""
+        return self.site.op.outputs
+
 
 class Remat(NamedTuple):
-    """A step whose own steps are computed again in the backward pass."""
+    """A step whose own steps are computed again in the backward pass.
 
-    steps: list[Any]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    weights: tuple[int, ...]
+    Attributes:
+      steps: its own steps.
+      inputs: the slots that it reads, weights excepted.
+      writes: the slots that it fills.
+      weights: the slots of the weights that it reads.
+      sites: the sites within.
+      options: those of `jax.checkpoint`.
+    """
+
+    steps: "list[Step]"
+    inputs: tuple[Slot, ...]
+    writes: tuple[Slot, ...]
+    weights: tuple[Slot, ...]
     sites: tuple[Site, ...]
     options: dict[str, Any]
+
+    @property
+    def reads(self) -> list[Slot]:
+        """The slots that the step reads."""
+        return list(self.inputs)
 
 
 class Scan(NamedTuple):
@@ -172,23 +219,41 @@ class Scan(NamedTuple):
       sliced: what an iteration has a slice of, its weights excepted.
       carried: the operands of the body that are carried on.
       stacked: the operands of the body that are stacked.
-      outputs: the slots of the carried results, then of the stacked ones.
+      writes: the slots of the carried results, then of the stacked ones.
       varying: those weights of the body that an iteration has a slice of.
       sites: the sites within.
       options: length, direction, unrolling.
     """
 
     body: Scope
-    carry: tuple[int, ...]
+    carry: tuple[Slot, ...]
     initial: tuple[Operand, ...]
-    closed: dict[int, Operand]
-    sliced: dict[int, Operand]
+    closed: dict[Slot, Operand]
+    sliced: dict[Slot, Operand]
     carried: tuple[Operand, ...]
     stacked: tuple[Operand, ...]
-    outputs: tuple[int, ...]
-    varying: frozenset[int]
+    writes: tuple[Slot, ...]
+    varying: frozenset[Slot]
     sites: tuple[Site, ...]
     options: dict[str, Any]
+
+    @property
+    def reads(self) -> list[Slot]:
+        """The slots of the surrounding scope that the step reads, weights excepted."""
+        return slots_of([*self.initial, *self.closed.values(), *self.sliced.values()])
+
+
+Step = Call | Use | Remat | Scan
+
+
+def is_slot(operand: Operand) -> TypeGuard[Slot]:
+    """Whether an operand is kept in a slot, and is no literal."""
+    return isinstance(operand, int)
+
+
+def slots_of(operands: Iterable[Operand]) -> list[Slot]:
+    """Those operands that are kept in slots."""
+    return [operand for operand in operands if is_slot(operand)]
 
 
 @dataclasses.dataclass
@@ -204,12 +269,16 @@ class Program:
       sites: every site.
       lifted: every weight that is differentiated as a whole, since no rule knows a step that
         reads it, and the names of those steps.
+      tapped: for every lifted weight the slot of the same value with a tap on it.
+      loops: the lengths of the scans around each weight of a site or lifted one.
     """
 
     top: Scope
-    values: dict[int, Value]
-    parameters: list[int]
-    examples: list[int]
+    values: dict[Slot, Value]
+    parameters: list[Slot]
+    examples: list[Slot]
     results: list[Operand]
     sites: list[Site]
-    lifted: dict[int, list[str]]
+    lifted: dict[Slot, list[str]]
+    tapped: dict[Slot, Slot]
+    loops: dict[Slot, tuple[int, ...]]

@@ -4,42 +4,90 @@ A *tap* is added to the output of every site and to every lifted weight. The gra
 to the taps is that with respect to those values, for each example of the batch on its own.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .program import Call, Op, Operand, Program, Remat, Scan, Scope, Site, Use
+from .products import is_dense, wide
+from .program import (
+    Call,
+    Op,
+    Operand,
+    ParamIndex,
+    Program,
+    Remat,
+    Scan,
+    Scope,
+    Site,
+    SiteIndex,
+    Slot,
+    Step,
+    Use,
+    is_slot,
+)
 
-Env = dict[int, Any]
+Env = dict[Slot, Any]
 
 
-def weights_of(program: Program, parameters: Sequence[Any], wanted: Sequence[int]) -> Env:
-    """The weights, with the iterations of the scans that they vary over as leading dimensions."""
+def weights_of(
+    program: Program, parameters: Sequence[Any], wanted: Sequence[Slot], casts: bool = True
+) -> Env:
+    """The weights, with the iterations of the scans that they vary over as leading dimensions.
+
+    Args:
+      program: the traced loss.
+      parameters: their values.
+      wanted: the slots of the weights.
+      casts: whether to cast where the loss does; not to is for weights that are views.
+    """
     given = dict(zip(program.parameters, parameters, strict=True))
-    return _outer(program, program.top, given, dict.fromkeys(wanted))
+    return _outer(program, program.top, given, dict.fromkeys(wanted), casts)
 
 
 def way_back(
-    program: Program, which: Sequence[int], slots: Sequence[int], parameters: Sequence[jax.Array]
-) -> Any:
+    program: Program,
+    which: Sequence[ParamIndex],
+    slots: Sequence[Slot],
+    parameters: Sequence[jax.Array],
+) -> Callable[[Mapping[Slot, jax.Array]], dict[ParamIndex, jax.Array]]:
     """The function from gradients with respect to weights to those with respect to parameters."""
 
-    def weights(some: dict[int, jax.Array]) -> dict[int, jax.Array]:
-        return weights_of(program, [some.get(i, p) for i, p in enumerate(parameters)], slots)
+    def back_from(
+        some_slots: Sequence[Slot], some: dict[ParamIndex, jax.Array], casts: bool
+    ) -> Callable:
+        def weights(some: dict[ParamIndex, jax.Array]) -> Env:
+            values = [some.get(ParamIndex(i), p) for i, p in enumerate(parameters)]
+            return weights_of(program, values, some_slots, casts)
 
-    values, back = jax.vjp(weights, {i: parameters[i] for i in which})
-    return lambda grads: back(
-        {s: lax.convert_element_type(grads[s], values[s].dtype) for s in slots}
-    )[0]
+        values, back = jax.vjp(weights, some)
+        return lambda grads: back(
+            {s: lax.convert_element_type(grads[s], values[s].dtype) for s in some_slots}
+        )[0]
+
+    # A view only moves entries, which need not be rounded to the dtype that the loss casts to.
+    views = [slot for slot in slots if program.values[slot].view is not None]
+    others = [slot for slot in slots if slot not in views]
+    backs = [
+        back_from(some_slots, {i: of(parameters[i]) for i in which}, casts)
+        for some_slots, of, casts in ((views, wide, False), (others, lambda p: p, True))
+        if some_slots
+    ]
+
+    def together(grads: Mapping[Slot, jax.Array]) -> dict[ParamIndex, jax.Array]:
+        first, *rest = [back(grads) for back in backs]
+        return {i: functools.reduce(lax.add, [wide(g[i]) for g in (first, *rest)]) for i in which}
+
+    return together
 
 
 def batched(
     program: Program,
     weights: Env,
-    site_taps: dict[int, Any],
+    site_taps: dict[SiteIndex, Any],
     weight_taps: Env,
     example: Sequence,
     zeros: jax.Array,
@@ -59,10 +107,11 @@ def batched(
     """
     loops = {site.act: len(site.loops) for site in program.sites}
 
-    def one(site_taps: dict[int, Any], weight_taps: Env, example: Sequence, zero: jax.Array) -> Any:
-        # A lifted weight is read at the slot `-1 - slot`.
+    def one(
+        site_taps: dict[SiteIndex, Any], weight_taps: Env, example: Sequence, zero: jax.Array
+    ) -> Any:
         lifted = tap({slot: weights[slot] for slot in weight_taps}, weight_taps)
-        tapped = {-1 - slot: value for slot, value in lifted.items()}
+        tapped = {program.tapped[slot]: value for slot, value in lifted.items()}
         env = _Env(program.top, dict(zip(program.examples, example, strict=True)))
         acts = _steps(program.top.steps, env, {**weights, **tapped}, site_taps, zero)
         results = [env.read(operand, {**weights, **tapped}) for operand in program.results]
@@ -94,37 +143,56 @@ def _tap_jvp(primals: tuple, tangents: tuple) -> tuple:
 class _Env:
     """The values of a scope; those that need no step are computed when they are first read."""
 
-    def __init__(self, scope: Scope, values: Env):
-        self.scope, self.values = scope, values
+    def __init__(self, scope: Scope, values: Env, casts: bool = True):
+        self.scope, self.values, self.casts = scope, values, casts
 
-    def read(self, operand: Operand, weights: Mapping[int, Any]) -> Any:
-        if not isinstance(operand, int):
-            return operand.val
-        if operand in weights:
-            return weights[operand]
-        if operand not in self.values:
-            if operand in self.scope.given:
-                self.values[operand] = self.scope.given[operand]
+    def read(self, operand: Operand, weights: Mapping[Slot, Any]) -> Any:
+        # Producers run before what reads them, without recursion: a penalty on a thousand
+        # parameters is a chain of a thousand additions.
+        pending = [operand]
+        while pending:
+            if self.has(pending[-1], weights):
+                pending.pop()
+                continue
+            op = self.scope.producers[pending[-1]]
+            missing = [each for each in op.inputs if not self.has(each, weights)]
+            if missing:
+                pending += missing
             else:
-                self.run(self.scope.producers[operand], weights)
-        return self.values[operand]
+                self.run(op, weights)
+        return self.known(operand, weights)
 
-    def run(self, op: Op, weights: Mapping[int, Any]) -> None:
-        outputs = op.call(*(self.read(operand, weights) for operand in op.inputs))
+    def has(self, operand: Operand, weights: Mapping[Slot, Any]) -> bool:
+        return not is_slot(operand) or any(
+            operand in there for there in (weights, self.values, self.scope.given)
+        )
+
+    def known(self, operand: Operand, weights: Mapping[Slot, Any]) -> Any:
+        if not is_slot(operand):
+            return operand.val
+        for there in (weights, self.values):
+            if operand in there:
+                return there[operand]
+        return self.scope.given[operand]
+
+    def run(self, op: Op, weights: Mapping[Slot, Any]) -> None:
+        inputs = [self.read(operand, weights) for operand in op.inputs]
+        cast = op.name == "convert_element_type" and not self.casts and is_dense(inputs[0])
+        outputs = inputs if cast else op.call(*inputs)
         self.values.update(zip(op.outputs, outputs, strict=True))
 
 
-def _outer(program: Program, scope: Scope, given: Env, wanted: dict[int, None]) -> Env:
+def _outer(
+    program: Program, scope: Scope, given: Env, wanted: dict[Slot, None], casts: bool
+) -> Env:
     """The constants and parameter values of a scope and of the bodies within it."""
-    env, found = _Env(scope, given), {}
+    env, found = _Env(scope, given, casts), {}
     known = {**scope.producers, **scope.given, **given}
     for slot in wanted:
         if slot in known:
             found[slot] = env.read(slot, {})
     for body in scope.children:
-        inside = {
-            slot: None for slot in wanted if slot in body.weights or -1 - slot in body.weights
-        }
+        inside = {slot: None for slot in wanted if slot in body.weights.values()}
         if not inside:
             continue
         needed = _inputs(body, inside)
@@ -132,7 +200,7 @@ def _outer(program: Program, scope: Scope, given: Env, wanted: dict[int, None]) 
         slices = {s: env.read(o, {}) for s, o in body.sliced.items() if s in needed}
 
         def one(slices: Env, body: Scope = body, fixed: Env = fixed, inside: dict = inside) -> Env:
-            return _outer(program, body, {**fixed, **slices}, inside)
+            return _outer(program, body, {**fixed, **slices}, inside, casts)
 
         if slices:
             level = body.depth - 1
@@ -143,18 +211,18 @@ def _outer(program: Program, scope: Scope, given: Env, wanted: dict[int, None]) 
     return found
 
 
-def _inputs(scope: Scope, wanted: dict[int, None]) -> set[int]:
+def _inputs(scope: Scope, wanted: dict[Slot, None]) -> set[Slot]:
     """Those inputs of a body that the wanted values are computed from."""
-    seen: set[int] = set()
+    seen: set[Slot] = set()
     pending: list[Operand] = list(wanted)
     for body in scope.children:
-        inside = {s: None for s in wanted if s in body.weights or -1 - s in body.weights}
+        inside = {s: None for s in wanted if s in body.weights.values()}
         if inside:
             used = _inputs(body, inside)
             pending += [o for s, o in (body.invariant | body.sliced).items() if s in used]
     while pending:
         slot = pending.pop()
-        if isinstance(slot, int) and slot not in seen:
+        if is_slot(slot) and slot not in seen:
             seen.add(slot)
             if slot in scope.producers:
                 pending += scope.producers[slot].inputs
@@ -162,10 +230,10 @@ def _inputs(scope: Scope, wanted: dict[int, None]) -> set[int]:
 
 
 def _steps(
-    steps: Sequence[Any],
+    steps: Sequence[Step],
     env: _Env,
     weights: Env,
-    taps: dict[int, Any],
+    taps: dict[SiteIndex, Any],
     zero: jax.Array,
 ) -> Env:
     """Runs steps, and returns the activations of the sites among them."""
@@ -193,12 +261,14 @@ def _of_example(value: Any, zero: jax.Array) -> Any:
     return lax.add(value, lax.broadcast(lax.convert_element_type(zero, value.dtype), value.shape))
 
 
-def _remat(step: Remat, env: _Env, weights: Env, taps: dict[int, Any], zero: jax.Array) -> Env:
-    def block(values: Env, weights: Env, taps: dict[int, Any]) -> Any:
+def _remat(
+    step: Remat, env: _Env, weights: Env, taps: dict[SiteIndex, Any], zero: jax.Array
+) -> Env:
+    def block(values: Env, weights: Env, taps: dict[SiteIndex, Any]) -> Any:
         inner = _Env(env.scope, dict(values))
         acts = _steps(step.steps, inner, weights, taps, zero)
         # An activation that the block is given need not be one of its results.
-        return [inner.values[s] for s in step.outputs], {
+        return [inner.values[s] for s in step.writes], {
             s: a for s, a in acts.items() if s not in values
         }
 
@@ -206,12 +276,12 @@ def _remat(step: Remat, env: _Env, weights: Env, taps: dict[int, Any], zero: jax
     outputs, acts = jax.checkpoint(block, **step.options)(
         values, {key: weights[key] for key in step.weights}, _taps_of(step.sites, taps)
     )
-    env.values.update(zip(step.outputs, outputs, strict=True))
+    env.values.update(zip(step.writes, outputs, strict=True))
     given = {site.act: values[site.act] for site in step.sites if site.act in values}
     return {**given, **acts}
 
 
-def _scan(step: Scan, env: _Env, weights: Env, taps: dict[int, Any], zero: jax.Array) -> Env:
+def _scan(step: Scan, env: _Env, weights: Env, taps: dict[SiteIndex, Any], zero: jax.Array) -> Env:
     body = step.body
     read = {slot: env.read(operand, weights) for slot, operand in step.sliced.items()}
     closed = {slot: env.read(operand, weights) for slot, operand in step.closed.items()}
@@ -233,10 +303,10 @@ def _scan(step: Scan, env: _Env, weights: Env, taps: dict[int, Any], zero: jax.A
     carried, (stacked, acts) = lax.scan(
         iteration, initial, (read, sliced, _taps_of(step.sites, taps)), **step.options
     )
-    env.values.update(zip(step.outputs, [*carried, *stacked], strict=True))
+    env.values.update(zip(step.writes, [*carried, *stacked], strict=True))
     # A slice of what is stacked already need not be stacked again.
     return {**acts, **{site.act: read[site.act] for site in step.sites if site.act in read}}
 
 
-def _taps_of(sites: Sequence[Site], taps: dict[int, Any]) -> dict[int, Any]:
+def _taps_of(sites: Sequence[Site], taps: dict[SiteIndex, Any]) -> dict[SiteIndex, Any]:
     return {site.number: taps[site.number] for site in sites}

@@ -1,4 +1,4 @@
-"""The strategies: which gradients are made."""
+"""The strategies: by rules, by `vmap`, in microbatches."""
 
 import functools
 import operator
@@ -12,9 +12,12 @@ from jaxtyping import Array, PyTree
 
 from .. import norms
 from . import checks
+from .backward import Arrays
 from .batch import norms_of, run
 from .checks import Blocks
 from .decision import Info, Options, decide, info_of
+from .devices import on_automatic_axes
+from .rounding import bound_of_norms
 from .total import total
 
 
@@ -25,25 +28,31 @@ def by_rules(
     params: PyTree,
     batch: Sequence[Any],
     mask: Array,
-    scale: Array,
+    divisor: Array,
 ) -> tuple[PyTree, Info]:
     """The clipped sum of a batch by the form that is cheapest for each parameter."""
-    ran = run(loss, params, batch, mask.shape[0], options.has_aux, blocks, options.form)
-    values = norms_of(ran, blocks, mask)
-    decided = decide(values, mask, scale, blocks, options)
-    sums = total(
-        ran.program,
-        ran.plans,
-        ran.parameters,
-        ran.weights,
-        ran.kept,
-        ran.made,
-        [decided.factors[block] for block in blocks.of],
-        ~decided.takes_part,
-        functools.reduce(operator.and_, [jnp.all(jnp.isfinite(norm)) for norm in values]),
+    backward = run(loss, params, batch, mask.shape[0], options.has_aux, blocks, options.form)
+
+    def clip(
+        arrays: Arrays, mask: Array, divisor: Array, limits: list[Any]
+    ) -> tuple[list[Array], Info]:
+        here = backward._replace(arrays=arrays)
+        found, gradients = norms_of(here, blocks, mask, options.bound)
+        decided = decide(found, mask, divisor, limits, options)
+        sums = total(
+            here,
+            gradients,
+            [decided.factors[block] for block in blocks.of],
+            ~decided.takes_part,
+            functools.reduce(operator.and_, [jnp.all(jnp.isfinite(norm)) for norm in found]),
+        )
+        return sums, info_of(arrays.values, found, decided, mask, None)
+
+    spread = on_automatic_axes(
+        clip, batch, lambda own, rest: (rest, Info(own, own, own, rest, rest))
     )
-    info = info_of(ran.values, values, decided, mask, ran.aux)
-    return jax.tree.unflatten(jax.tree.structure(params), sums), info
+    sums, info = spread(backward.arrays, mask, divisor, blocks.limits)
+    return jax.tree.unflatten(jax.tree.structure(params), sums), info._replace(aux=backward.aux)
 
 
 def by_vmap(
@@ -53,7 +62,7 @@ def by_vmap(
     params: PyTree,
     batch: Sequence[Any],
     mask: Array,
-    scale: Array,
+    divisor: Array,
 ) -> tuple[PyTree, Info]:
     """The clipped sum of a batch by its definition: the gradient of every example."""
     shapes = jax.tree.map(checks.abstract, params), jax.tree.map(checks.one_of_batch, batch)
@@ -66,11 +75,15 @@ def by_vmap(
         [g for g, b in zip(grads, blocks.of, strict=True) if b == i]
         for i in range(len(blocks.limits))
     ]
-    found = norms.l2(members, [(0,) for _ in members])
+    found = (
+        bound_of_norms(members, len(mask))
+        if options.bound
+        else norms.l2(members, [(0,) for _ in members])
+    )
     found = [
         n if group else jnp.zeros_like(values) for n, group in zip(found, members, strict=True)
     ]
-    decided = decide(found, mask, scale, blocks, options)
+    decided = decide(found, mask, divisor, blocks.limits, options)
 
     def summed(grad: Array, block: int) -> Array:
         axes = range(1, grad.ndim)
@@ -91,31 +104,33 @@ def in_microbatches(
     params: PyTree,
     batch: Sequence[Any],
     mask: Array,
-    scale: Array,
+    divisor: Array,
 ) -> tuple[PyTree, Info]:
     """The clipped sum of a batch, so many examples at a time."""
     total = mask.shape[0]
     size = min(size, total)
     count = -(-total // size)
 
-    def split(x: Array) -> Array:
-        # The last microbatch is filled up with repetitions of an example, which are masked out.
-        index = jnp.minimum(jnp.arange(count * size), total - 1)
-        whole = x if count * size == total else jnp.take(x, index, axis=0)
-        return whole.reshape(count, size, *x.shape[1:])
+    # A microbatch is every `count`-th example, so that each device has its share of each. The last
+    # ones are filled up with repetitions of an example, which are masked out.
+    index = jnp.arange(count * size, dtype=jnp.int32)
 
-    real = (jnp.arange(count * size) < total).reshape(count, size)
+    def split(x: Array) -> Array:
+        whole = x if count * size == total else jnp.take(x, jnp.minimum(index, total - 1), axis=0)
+        return jnp.swapaxes(whole.reshape(size, count, *x.shape[1:]), 0, 1)
+
+    def join(x: Array) -> Array:
+        return jnp.swapaxes(x, 0, 1).reshape(count * size, *x.shape[2:])[:total]
 
     def one(sums: PyTree, part: tuple) -> tuple[PyTree, Info]:
         batch, mask = part
-        grads, info = clip(params, batch, mask, scale)
+        grads, info = clip(params, batch, mask, divisor)
         return jax.tree.map(lambda s, g: s + g.astype(s.dtype), sums, grads), info
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, norms.working_dtype(p.dtype)), params)
+    real = jnp.swapaxes((index < total).reshape(size, count), 0, 1)
     parts = jax.tree.map(split, tuple(batch)), split(mask) & real
     sums, info = lax.scan(one, zeros, parts)
     nonfinite = jnp.sum(info.nonfinite, dtype=jnp.int32)
-    joined = jax.tree.map(
-        lambda x: x.reshape(count * size, *x.shape[2:])[:total], info._replace(nonfinite=None)
-    )
+    joined = jax.tree.map(join, info._replace(nonfinite=None))
     return sums, joined._replace(nonfinite=nonfinite)

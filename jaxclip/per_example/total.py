@@ -1,27 +1,21 @@
-"""The scaled sum of all gradients: one contraction a site, with no second backward pass."""
+"""The sum of the clipped gradients: one contraction a site, without a second backward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from . import rules
-from .forms import Plan
-from .measure import Kept
+from .backward import Backward, Grads
 from .products import is_dense, wide
-from .program import Program, Site
+from .program import ParamIndex, Site, SiteIndex, Slot
+from .rules import rule_of
 from .run import way_back
 
 
 def total(
-    program: Program,
-    plans: Sequence[Plan],
-    parameters: Sequence[Array],
-    weights: Mapping[int, Array],
-    kept: Kept,
-    made: Sequence[Mapping[int, Array]],
+    backward: Backward,
+    gradients: Sequence[Grads],
     factors: Sequence[Array],
     left_out: Array,
     all_finite: Array,
@@ -29,30 +23,30 @@ def total(
     """The sum over the examples of their gradients, each times its factor.
 
     Args:
-      program: the traced loss.
-      plans: for all parameters.
-      parameters: their values.
-      weights: by slot.
-      kept: what the backward pass left.
-      made: for each plan the gradients that it keeps, empty if it does not.
+      backward: what the backward pass left.
+      gradients: for each plan those that it keeps, empty if it does not.
       factors: `[batch]` for each parameter.
       left_out: bool[batch], the examples of which nothing enters, whatever they hold.
       all_finite: whether nothing that the examples hold is nan or infinite.
     """
+    program, plans, (parameters, weights, kept, _), _ = backward
 
     def scaled(factor: Array, x: Array, axis: int) -> Array:
+        # In float32 at least, up to the sum: rounded to a narrower dtype, an example would be
+        # longer than its limit, or, below the smallest number, nothing.
+        x = wide(x)
         product = lax.mul(_along(factor, axis, x), x)
         return lax.select(_along(left_out, axis, x), lax.full_like(x, 0), product)
 
-    found: dict[int, Array] = {}
-    parts: list[tuple[int, Array]] = []
-    outs: dict[int, Array] = {}
-    for plan, own in zip(plans, made, strict=True):
+    found: dict[ParamIndex, Array] = {}
+    parts: list[tuple[Slot, Array]] = []
+    outs: dict[SiteIndex, Array] = {}
+    for plan, own in zip(plans, gradients, strict=True):
         factor = factors[plan.parameters[0]]
         if own and plan.at_weight:
-            parts += [(slot, _summed(scaled(factor, grad, 0), 0)) for slot, grad in own.items()]
+            parts += [(Slot(s), _summed(scaled(factor, g, 0), 0)) for s, g in own.items()]
         elif own:
-            found |= {i: _summed(scaled(factors[i], grad, 0), 0) for i, grad in own.items()}
+            found |= {ParamIndex(i): _summed(scaled(factors[i], g, 0), 0) for i, g in own.items()}
         else:
             for slot in plan.lifted:
                 axis = sum(program.values[slot].varying)
@@ -71,28 +65,23 @@ def total(
             ],
         )
         parts += zip((site.weight for site in sites), contracted, strict=True)
-    at_weights: dict[int, Array] = {}
+    at_weights: dict[Slot, Array] = {}
     for slot, grad in parts:
-        grad = lax.convert_element_type(grad, weights[slot].dtype)
         at_weights[slot] = at_weights[slot] + grad if slot in at_weights else grad
-    rest = [i for i in range(len(parameters)) if i not in found]
+    indices = [ParamIndex(i) for i in range(len(parameters))]
+    rest = [i for i in indices if i not in found]
     if at_weights:
         found |= way_back(program, rest, tuple(at_weights), parameters)(at_weights)
     return [
         found[i].astype(p.dtype) if i in found else jnp.zeros_like(p)
-        for i, p in enumerate(parameters)
+        for i, p in zip(indices, parameters, strict=True)
     ]
 
 
 def _contracted(site: Site, weight: Array, act: Array, out: Array) -> Array:
     """The gradient of a batch with respect to the weight of a site."""
-    if rules.is_dot(site):
-        return lax.convert_element_type(rules.dot_of_batch(site, act, out), weight.dtype)
-    apply = jax.vmap(site.apply, in_axes=(None, 0))
-    for own in reversed(site.varying):
-        apply = jax.vmap(apply, in_axes=(0 if own else None, 0))
-    (grad,) = jax.linear_transpose(lambda weight: apply(weight, act), weight)(out)
-    return grad
+    act = wide(act) if is_dense(act) else act
+    return rule_of(site).total(site, wide(weight), act, out)
 
 
 def _contracted_without(
@@ -110,12 +99,12 @@ def _contracted_without(
         bad = _along(left_out, len(site.loops), act)
         return lax.select(bad, lax.full_like(act, 0), act)
 
-    in_weight, in_act = rules.contracted_dims(site) or (0, 0)
-    in_weight, in_act = in_weight + sum(site.varying), in_act + len(site.loops) + 1
-    size = act.shape[in_act] if rules.contracted_dims(site) else 1
-    count = max(n for n in range(1, 65) if size % n == 0)
-    if count == 1:
+    pairs = rule_of(site).contracted(site)
+    if not pairs:
         return _contracted(site, weight, cleaned(act), out)
+    in_act, in_weight = pairs[0][0] + len(site.loops) + 1, pairs[0][1] + sum(site.varying)
+    size = act.shape[in_act]
+    count = max(n for n in range(1, 65) if size % n == 0)
     some = lax.slice_in_dim(weight, 0, size // count, axis=in_weight)
 
     def part(start: Array) -> Array:

@@ -8,19 +8,23 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from . import rules
-from .equations import closed_of, function_of, made, read_by, scan_inputs
+from .equations import closed_of, function_of, scan_inputs
 from .program import (
     Call,
     Kind,
     Op,
     Operand,
+    ParamIndex,
     Program,
     Remat,
     Scan,
     Scope,
     Site,
+    SiteIndex,
+    Slot,
     Use,
     Value,
+    is_slot,
 )
 from .views import inexact, view_of, whole
 
@@ -39,16 +43,25 @@ class _Tracer:
 
     def __init__(self):
         self.slots = itertools.count()
-        self.values: dict[int, Value] = {}
+        self.values: dict[Slot, Value] = {}
         self.sites: list[Site] = []
-        self.lifted: dict[int, list[str]] = {}
-        self.copies: dict[tuple[int, int], int] = {}
+        self.lifted: dict[Slot, list[str]] = {}
+        self.tapped: dict[Slot, Slot] = {}
+        self.loops: dict[Slot, tuple[int, ...]] = {}
+        self.copies: dict[tuple[Slot, int], Slot] = {}
 
     def program(self, closed: core.ClosedJaxpr, num_params: int) -> Program:
         top = Scope()
         variables = closed.jaxpr.invars
         params = [
-            self.new(v.aval, Kind.PARAMETER, (), True, frozenset({i}), whole(i, v.aval))
+            self.new(
+                v.aval,
+                Kind.PARAMETER,
+                (),
+                True,
+                frozenset({ParamIndex(i)}),
+                whole(ParamIndex(i), v.aval),
+            )
             for i, v in enumerate(variables[:num_params])
         ]
         example = [self.new(v.aval, Kind.EXAMPLE) for v in variables[num_params:]]
@@ -57,17 +70,27 @@ class _Tracer:
             self.as_example(top, loss, "the loss"),
             *(self.as_example(top, out, None) for out in aux),
         ]
-        return Program(top, self.values, params, example, results, self.sites, self.lifted)
+        return Program(
+            top,
+            self.values,
+            params,
+            example,
+            results,
+            self.sites,
+            self.lifted,
+            self.tapped,
+            self.loops,
+        )
 
-    def new(self, aval: Any, kind: Kind, *known: Any) -> int:
-        slot = next(self.slots)
+    def new(self, aval: Any, kind: Kind, *known: Any) -> Slot:
+        slot = Slot(next(self.slots))
         self.values[slot] = Value(aval, kind, *known)
         return slot
 
     def kind(self, operand: Operand) -> Kind:
-        if not isinstance(operand, int):
+        if not is_slot(operand):
             return Kind.CONSTANT
-        return Kind.EXAMPLE if operand < 0 else self.values[operand].kind
+        return self.values[operand].kind
 
     def inline(
         self, scope: Scope, closed: core.ClosedJaxpr, operands: Sequence[Operand]
@@ -102,9 +125,9 @@ class _Tracer:
             return self.scan(scope, eqn, inputs)
         return self.step(scope, eqn, inputs)
 
-    def outer(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> list[int]:
+    def outer(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> list[Slot]:
         """An equation on constants and parameter values alone."""
-        known = [self.values[operand] for operand in inputs if isinstance(operand, int)]
+        known = [self.values[operand] for operand in inputs if is_slot(operand)]
         varying = tuple(
             any(value.varying[level] for value in known) for level in range(scope.depth)
         )
@@ -113,7 +136,7 @@ class _Tracer:
         sources = frozenset().union(*(value.sources for value in known))
         first = None
         if inputs and all(self.kind(operand) == Kind.CONSTANT for operand in inputs[1:]):
-            first = self.values.get(inputs[0]) if isinstance(inputs[0], int) else None
+            first = self.values.get(inputs[0]) if is_slot(inputs[0]) else None
         outputs = [
             self.new(
                 v.aval,
@@ -129,13 +152,13 @@ class _Tracer:
         scope.producers.update(dict.fromkeys(outputs, op))
         return outputs
 
-    def step(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> list[int]:
+    def step(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> list[Slot]:
         """An equation that reads an example value."""
         outputs = [self.new(v.aval, Kind.EXAMPLE) for v in eqn.outvars]
         weights = [
             position
             for position, operand in enumerate(inputs)
-            if isinstance(operand, int) and self.values[operand].active
+            if is_slot(operand) and self.values[operand].active
         ]
         call = function_of(eqn)
         act_position = rules.activation(eqn, inputs, weights, self.kind)
@@ -151,9 +174,10 @@ class _Tracer:
             self.as_example(scope, operand, None) if place != position else operand
             for place, operand in enumerate(inputs)
         )
-        scope.weights[weight] = None
+        scope.weights[weight] = weight
+        self.loops[weight] = scope.loops
         site = Site(
-            len(self.sites),
+            SiteIndex(len(self.sites)),
             eqn,
             weight,
             position,
@@ -169,41 +193,53 @@ class _Tracer:
 
     def as_example(self, scope: Scope, operand: Operand, reader: str | None) -> Operand:
         """An operand as the steps may read it, differentiated as a whole if a reader is named."""
-        if not isinstance(operand, int) or self.values[operand].kind != Kind.PARAMETER:
+        if not is_slot(operand) or self.values[operand].kind != Kind.PARAMETER:
             return operand
         if reader is None or not self.values[operand].active:
-            scope.weights[operand] = None
+            scope.weights[operand] = operand
             return operand
-        producer = scope.producers.get(operand)
-        if producer is not None and producer.name in _ENLARGING and self.small(producer.inputs):
-            key = (operand, id(scope.steps))
+        enlarged = self.enlarged(scope, operand)
+        read = self.lift(scope, operand if not enlarged else enlarged[0].inputs[0], reader)
+        for op in enlarged:
+            key = (op.outputs[0], id(scope.steps))
             if key not in self.copies:
-                read = tuple(self.as_example(scope, each, reader) for each in producer.inputs)
-                self.copies[key] = self.new(self.values[operand].aval, Kind.EXAMPLE)
-                scope.steps.append(
-                    Call(Op(producer.name, producer.call, read, (self.copies[key],)))
-                )
-            return self.copies[key]
-        scope.weights[-1 - operand] = None
+                self.copies[key] = self.new(self.values[op.outputs[0]].aval, Kind.EXAMPLE)
+                scope.steps.append(Call(Op(op.name, op.call, (read,), (self.copies[key],))))
+            read = self.copies[key]
+        return read
+
+    def enlarged(self, scope: Scope, slot: Slot) -> list[Op]:
+        """The operations, first to last, that made a value of a smaller one by repeating it."""
+        chain: list[Op] = []
+        producer = scope.producers.get(slot)
+        while producer is not None and producer.name in _ENLARGING and self.small(producer.inputs):
+            chain.append(producer)
+            producer = scope.producers.get(producer.inputs[0])
+        return chain[::-1]
+
+    def lift(self, scope: Scope, operand: Slot, reader: str) -> int:
+        """A parameter value with a tap on it."""
+        if operand not in self.tapped:
+            self.tapped[operand] = self.new(self.values[operand].aval, Kind.EXAMPLE)
+        scope.weights[self.tapped[operand]] = operand
+        self.loops[operand] = scope.loops
         readers = self.lifted.setdefault(operand, [])
         if reader not in readers:
             readers.append(reader)
-        return -1 - operand
+        return self.tapped[operand]
 
     def small(self, inputs: tuple[Operand, ...]) -> bool:
-        return (
-            len(inputs) == 1 and isinstance(inputs[0], int) and inexact(self.values[inputs[0]].aval)
-        )
+        return len(inputs) == 1 and is_slot(inputs[0]) and inexact(self.values[inputs[0]].aval)
 
     def remat(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
         # The parameter values within are computed ahead with all others: only steps are recomputed.
         inner = Scope(scope.depth, scope.loops, scope.producers, scope.given, [], scope.children)
         first = len(self.sites)
         results = self.inline(inner, closed_of(eqn.params["jaxpr"]), inputs)
-        written = {slot for step in inner.steps for slot in made(step)}
-        read = {slot for step in inner.steps for slot in read_by(step) if slot not in written}
-        read = {slot for slot in read if slot >= 0 and self.kind(slot) != Kind.PARAMETER}
-        outputs = tuple(slot for slot in results if isinstance(slot, int) and slot in written)
+        written = {slot for step in inner.steps for slot in step.writes}
+        read = {slot for step in inner.steps for slot in step.reads if slot not in written}
+        read = {s for s in read if s not in inner.weights and self.kind(s) != Kind.PARAMETER}
+        outputs = tuple(slot for slot in results if is_slot(slot) and slot in written)
         scope.weights.update(inner.weights)
         scope.steps.append(
             Remat(
@@ -267,19 +303,20 @@ class _Tracer:
                 tuple(carried),
                 tuple(stacked),
                 tuple(o for i, o in enumerate(outputs) if not (i < carries and unchanged[i])),
-                frozenset(key for key in body.weights if self.slices(key, scope.depth)),
+                frozenset(
+                    slot
+                    for slot, weight in body.weights.items()
+                    if self.values[weight].varying[scope.depth]
+                ),
                 tuple(self.sites[first:]),
                 {name: eqn.params[name] for name in ("length", "reverse", "unroll")},
             )
         )
         return outputs
 
-    def slices(self, key: int, level: int) -> bool:
-        return self.values[key if key >= 0 else -1 - key].varying[level]
-
-    def inherit(self, scope: Scope, operand: Operand, aval: Any, is_slice: bool) -> int:
+    def inherit(self, scope: Scope, operand: Operand, aval: Any, is_slice: bool) -> Slot:
         """A constant or parameter value of the surrounding scope, in the body of a scan."""
-        if not isinstance(operand, int):
+        if not is_slot(operand):
             return self.new(aval, Kind.CONSTANT, (*(False,) * scope.depth, is_slice))
         value = self.values[operand]
         return self.new(

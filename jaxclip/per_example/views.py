@@ -1,11 +1,11 @@
-"""Weights that hold the entries of a parameter: the norm of their gradient is that of its."""
+"""Weights that only rearrange a parameter: both gradients have the same norm."""
 
 from typing import Any
 
 import jax.numpy as jnp
 from jax.extend import core
 
-from .program import Value, View
+from .program import ParamIndex, Value, View
 
 # Their transposes keep the norm of a gradient: each entry of the result is another entry of the
 # operand, or its negative.
@@ -39,7 +39,7 @@ def view_of(eqn: core.JaxprEqn, first: Value | None, loops: int, output: Any) ->
     return View(source, dims if kept else None)
 
 
-def whole(source: int, aval: Any) -> View:
+def whole(source: ParamIndex, aval: Any) -> View:
     """A parameter as a weight."""
     return View(source, tuple(range(aval.ndim)))
 

@@ -216,8 +216,12 @@ def check_number(
                 f"`{name}` is an array of shape {value.shape}, but a block has one limit. Give a "
                 "scalar, or a tree of scalars with the structure of the norms."
             )
-        if not jnp.issubdtype(value.dtype, jnp.number):
-            raise TypeError(f"`{name}` is an array of {value.dtype}. Give {wanted}.")
+        is_complex = jnp.issubdtype(value.dtype, jnp.complexfloating)
+        if is_complex or not jnp.issubdtype(value.dtype, jnp.number):
+            raise TypeError(
+                f"`{name}` is an array of {value.dtype}, which is no size to compare a norm with. "
+                f"Give {wanted}."
+            )
         return value
     raise TypeError(f"`{name}` is {value!r}, of type {type(value).__name__}. Give {wanted}.")
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxclip import per_example, thresholds
@@ -19,8 +20,23 @@ def printing(params, x):
     return loss(params, x)
 
 
+def of_a_batch(params, x, labels):
+    chosen = jax.nn.log_softmax(x @ params["w"])[jnp.arange(len(labels)), labels]
+    return -jnp.mean(chosen)
+
+
+def broken(params, x):
+    return x @ jnp.ones((7, 7))
+
+
 BAD_CALLS = {
     "no scalar": (TypeError, "without a batch", lambda: (lambda p, x: p["w"] * x, PARAMS, X)),
+    "a batch": (
+        TypeError,
+        "written for a whole batch",
+        lambda: (of_a_batch, {"w": jnp.ones((3, 2))}, X, jnp.zeros(4, jnp.int32)),
+    ),
+    "wrong by itself": (TypeError, "dot_general requires", lambda: (broken, PARAMS, X)),
     "a pair": (TypeError, "has_aux=True", lambda: (lambda p, x: (loss(p, x), x), PARAMS, X)),
     "an integer loss": (TypeError, "real scalar", lambda: (lambda p, x: 1, PARAMS, X)),
     "lengths": (
@@ -68,6 +84,9 @@ def test_norms_refuse_the_same(name):
         ({"w": -1.0}, ValueError, "limit"),
         ("1", TypeError, "limit"),
         (jnp.ones(3), ValueError, "limit"),
+        (1j, TypeError, "limit"),
+        (jnp.complex64(1), TypeError, "complex"),
+        ({"w": np.complex64(1)}, TypeError, "complex"),
         (lambda step: 1.0, TypeError, r"schedule\(step\)"),
         (thresholds.constant(1.0), TypeError, r"schedule\(step\)"),
     ],

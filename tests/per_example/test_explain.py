@@ -40,6 +40,18 @@ def test_only_the_affected_parameters_fall_back():
         assert explained(name).fallbacks == ()
 
 
+def test_what_the_backward_pass_makes_for_nothing_is_no_fallback():
+    def loss(params, x):
+        x = jnp.concatenate([params["token"], x])
+        x = jax.lax.dynamic_update_slice(x, params["first"], (0, 0))
+        x = jax.lax.pad(x, params["edge"], [(1, 1, 0), (0, 0, 0)])
+        return jnp.sum(jnp.tanh(jax.lax.clamp(params["low"], x, params["high"])))
+
+    params = {name: jnp.ones((1, 4)) for name in ("token", "first")}
+    params |= {name: jnp.ones(()) for name in ("edge", "low", "high")}
+    assert per_example.explain(loss, params, jnp.ones((3, 4))).fallbacks == ()
+
+
 def test_loops_are_named():
     uses = {row.parameter: row.uses for row in explained("lstm").rows}
     assert uses["['wh']"] == ("dot_general in scan of 4",)
@@ -56,6 +68,19 @@ def test_the_choice_is_by_cost():
     assert form(1) == ("Gram", 4 * 2)
     assert form(4) == ("Gram", 4 * 2 * 16)
     assert form(64) == ("matrices", 4 * 32 * 32)
+
+
+def test_a_weight_made_of_several_is_counted():
+    def loss(p, x):
+        return jnp.sum(jnp.tanh(x @ (p["w"] + p["a"] @ p["b"])))
+
+    params = {"w": jnp.zeros((64, 64)), "a": jnp.zeros((64, 2)), "b": jnp.zeros((2, 64))}
+    x = jnp.zeros((8, 4, 64))
+    table = per_example.explain(loss, params, x[0], batch_size=8)
+    told = sum(row.bytes for row in table.rows)
+    taken = temporary(lambda p, x: per_example.norms(loss)(p, x), params, x)
+    assert told >= 4 * 8 * 2 * 64 * 64
+    assert told / 2 < taken < 2 * told
 
 
 def test_memory_grows_with_the_batch():

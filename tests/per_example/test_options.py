@@ -1,6 +1,7 @@
 """What the arguments of `clipped_grad` and `value_and_clipped_grad` do."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,25 @@ def test_a_limit_stands_for_all_below_it():
     assert distance(info.norms, norms) < 1e-6
     wanted, _ = per_example.clipped_grad(loss, limits, strategy="vmap")(params, *BATCH)
     assert distance(gradient, wanted) < 1e-5
+
+
+def test_none_in_the_parameters_is_no_block():
+    params = {"w": jnp.ones(2), "static": None, "part": {"v": jnp.ones(2), "rest": None}}
+
+    def loss(params, x):
+        return jnp.sum(params["w"] * x) + jnp.sum(params["part"]["v"] * x)
+
+    x = jnp.ones((3, 2))
+    for blocks in ("leaf", jax.tree.map(lambda _: "a block", params)):
+        found = per_example.norms(loss, blocks=blocks)(params, x)
+        assert jax.tree.structure(found) == jax.tree.structure(params)
+        assert found["static"] is None
+    for strategy in ("auto", "vmap"):
+        limits = {"w": 1.0, "static": None, "part": None}
+        clip = per_example.clipped_grad(loss, limits, strategy=strategy)
+        info = clip(params, x)[1]
+        assert jax.tree.map(jnp.shape, info.norms) == {"w": (3,), "static": None, "part": (3,)}
+        assert jax.tree.structure(info.clipped) == jax.tree.structure(info.norms)
 
 
 def test_norms_are_those_of_clipped_grad():
@@ -234,6 +254,69 @@ def test_bfloat16_has_float32_norms(form):
     # The activations are rounded to 8 bits, and so are the gradients of them: that is what is left.
     assert distance(info.norms, exact_info.norms) < 0.02
     assert distance(jax.tree.map(np.float32, gradient), jax.tree.map(np.float32, exact)) < 0.05
+
+
+PRODUCTS = {
+    "product": lambda p, x: jnp.sum(jnp.tanh(x @ p["w"])),
+    "lookup": lambda p, x: jnp.sum(jnp.tanh(p["w"][jnp.argmax(x, 1)] @ x[0, :3])),
+    "convolution": lambda p, x: jnp.sum(
+        jax.lax.conv_general_dilated(
+            x[None], p["w"][None], (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC")
+        )
+    ),
+    "elementwise": lambda p, x: jnp.sum(jnp.tanh(x * p["w"][:, 0][None])),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_narrow_dtype_is_clipped_to_its_limit(name, dtype):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.array(rng.normal(size=(4, 3)), dtype)}
+    x = jnp.array(rng.normal(size=(1, 5, 4)), dtype)
+    for limit in (1e-4, 0.37):
+        for form in ("gram", "matrices"):
+            # Parameters in float32 show the sum before it is rounded to a narrow dtype.
+            wide = {"w": params["w"].astype(jnp.float32)}
+
+            def loss(p, x):
+                return PRODUCTS[name]({"w": p["w"].astype(dtype)}, x)
+
+            clip = per_example.clipped_grad(loss, limit, form=form, reduce="sum")
+            gradient, info = jax.jit(clip, compiler_options=FAST)(wide, x)
+            assert info.clipped.all()
+            assert abs(np.linalg.norm(np.float64(gradient["w"])) - limit) < 1e-6 * limit
+
+
+def test_a_mean_of_many_narrow_losses():
+    value, _, _ = per_example.value_and_clipped_grad(lambda w, x: jnp.sum(w * x), 1.0)(
+        jnp.ones(1, jnp.float16), jnp.full((70_000, 1), 2, jnp.float16)
+    )
+    assert value == 2
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap"])
+def test_a_mean_in_float64_is_exact(strategy):
+    with jax.enable_x64(True):
+        x = jnp.ones((3, 1))
+        clip = per_example.value_and_clipped_grad(
+            lambda w, x: jnp.sum(w * x), 2.0, strategy=strategy
+        )
+        for mask, wanted in ((None, 1.0), (jnp.array([True, True, False]), 1.0)):
+            _, gradient, _ = clip(jnp.ones(1), x * 1.0, example_mask=mask)
+            assert abs(gradient[0] - wanted) < 1e-15
+
+
+def test_the_precision_of_a_product_is_kept():
+    def loss(w, x):
+        return jnp.sum(jnp.tanh(jnp.dot(x, w, precision="highest")))
+
+    for form in ("gram", "matrices"):
+        clip = per_example.clipped_grad(loss, 1.0, form=form)
+        text = str(jax.make_jaxpr(clip)(jnp.ones((3, 2)), jnp.ones((2, 4, 3))))
+        products = text.count("dot_general[")
+        assert products >= (2 if form == "matrices" else 4)
+        assert len(re.findall(r"precision=\(?Precision.HIGHEST", text)) == products
 
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap"])
