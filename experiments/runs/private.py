@@ -140,8 +140,11 @@ def no_clip(limit: Any) -> optax.GradientTransformation:
 
 
 def sum_clipped(loss: Callable, limit: Any) -> Callable:
-    """Returns the function that sums the clipped gradients of the unmasked examples."""
-    return jaxclip.value_and_clipped_grad(loss, limit, reduce="sum")
+    """Returns the function that sums the clipped gradients of the unmasked examples.
+
+    Norms are never below the true ones, whatever the rounding: the limit is the sensitivity.
+    """
+    return jaxclip.value_and_clipped_grad(loss, limit, reduce="sum", bound=True)
 
 
 def noise_multiplier(epsilon: float, delta: float, probability: float, steps: int) -> float:
