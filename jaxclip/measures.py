@@ -121,7 +121,8 @@ def per_group(
     def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
         tree = labels(updates) if callable(labels) else labels
         label_of = _spread(tree, updates)
-        members: dict[Any, list[Array]] = {k: [] for k in jax.tree.leaves(tree) or groups}
+        known = (jax.tree.leaves(tree) if label_of else ()) or groups
+        members: dict[Any, list[Array]] = {k: [] for k in known}
         for label, x in zip(label_of, jax.tree.leaves(updates), strict=True):
             if is_measured(x):
                 members[label].append(jnp.asarray(x))
@@ -306,6 +307,8 @@ def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:
 
 def _spread(prefix: PyTree, tree: PyTree) -> list:
     """The leaf of the prefix that stands above each leaf of the tree."""
+    if not jax.tree.leaves(tree):
+        return []
     try:
         return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
     except ValueError as error:

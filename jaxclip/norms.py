@@ -220,8 +220,8 @@ def _scaled(norm: Norm, block: Block, kept: Axes) -> Array:
     root = jnp.sqrt(jnp.where(usable, largest, 1))  # m = root * root
     ratios = [ratio(x, expand(root, kept, x.ndim)) for x in block]
     value = _root(norm.ord, _total(norm, ratios, kept)) * root * root
-    # Subnormal entries are flushed from the sum, but not from the largest entry.
-    return jnp.where(usable & (value > 0), value, largest)
+    # Subnormal entries are flushed from the sum, but what is not zero has no norm of zero.
+    return jnp.where(usable, jnp.maximum(value, jnp.finfo(value.dtype).tiny), largest)
 
 
 def ratio(x: Array, root: Array) -> Array:
@@ -299,9 +299,13 @@ def _bits(x: Array) -> Array:
     return magnitude(x)
 
 
+@jax.custom_jvp
 def at_least_normal(size: Array) -> Array:
     """The size, or the smallest normal number where it is subnormal, so that it compares right."""
     return _size_of_bits(magnitude(size))
+
+
+at_least_normal.defjvps(lambda tangent, value, size: tangent)
 
 
 def _size_of_bits(bits: Array) -> Array:

@@ -11,6 +11,7 @@ A limit far below the norm has a factor that float32 cannot hold; `block_factor`
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -40,7 +41,7 @@ def hard(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
       [1.  0.5]
     """
     within = (norm + eps <= limit) | (norm == 0)
-    return jnp.where(within, 1, limit / jnp.where(within, 1, norm + eps))
+    return jnp.where(within, 1, _quotient(limit, jnp.where(within, 1, norm + eps)))
 
 
 def smooth(norm: Values, limit: Limit) -> Values:
@@ -62,7 +63,7 @@ def smooth(norm: Values, limit: Limit) -> Values:
     Source:
       Zhang, Jin, Fang, Wang 2020, arXiv 2010.02519 (the form of the authors' code).
     """
-    return _where_it_acts(lambda n, t: 1 / (1 + n / t), norm, limit)
+    return _where_it_acts(lambda n, t: 1 / (1 + _quotient(n, t)), norm, limit)
 
 
 def inverse_sqrt(norm: Values, limit: Limit) -> Values:
@@ -84,7 +85,9 @@ def inverse_sqrt(norm: Values, limit: Limit) -> Values:
     Source:
       Jiang, Semenov, Stich 2026, arXiv 2603.14315, which applies it to singular values.
     """
-    return _where_it_acts(lambda n, t: 1 / jnp.hypot(jnp.ones_like(n), n / t), norm, limit)
+    return _where_it_acts(
+        lambda n, t: 1 / jnp.hypot(jnp.ones_like(n), _quotient(n, t)), norm, limit
+    )
 
 
 def tanh(norm: Values, limit: Limit) -> Values:
@@ -105,7 +108,7 @@ def tanh(norm: Values, limit: Limit) -> Values:
     """
 
     def factor(n: Array, t: Array) -> Array:
-        x = n / t
+        x = _quotient(n, t)
         small = x * x < jnp.finfo(x.dtype).eps  # tanh x = x, and x may be flushed to 0
         x = jnp.where(small, 1, x)
         return jnp.where(small, 1, jnp.tanh(x) / x)
@@ -133,7 +136,7 @@ def normalize(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
     Source:
       Bu, Wang, Zha, Karypis 2022, arXiv 2206.07136.
     """
-    return _where_it_acts(lambda n, t: t / (n + eps), norm, limit)
+    return _where_it_acts(lambda n, t: _quotient(t, n + eps), norm, limit)
 
 
 def psac(norm: Values, limit: Limit, *, r: float = 0.1) -> Values:
@@ -156,7 +159,7 @@ def psac(norm: Values, limit: Limit, *, r: float = 0.1) -> Values:
     Source:
       DP-PSAC, Xia et al. 2022, arXiv 2212.00328.
     """
-    return _where_it_acts(lambda n, t: t / (n + r / (n + r)), norm, limit)
+    return _where_it_acts(lambda n, t: _quotient(t, n + r / (n + r)), norm, limit)
 
 
 def band(norm: Values, limit: Limit, *, low: float = 0.5) -> Values:
@@ -181,7 +184,7 @@ def band(norm: Values, limit: Limit, *, low: float = 0.5) -> Values:
     """
 
     def factor(n: Array, t: Array) -> Array:
-        return jnp.where((n >= low * t) & (n <= t), 1, jnp.clip(n, low * t, t) / n)
+        return jnp.where((n >= low * t) & (n <= t), 1, _quotient(jnp.clip(n, low * t, t), n))
 
     return _where_it_acts(factor, norm, limit)
 
@@ -232,6 +235,18 @@ def block_factor(shrink: Shrink, norm: Values, limit: Values, nonfinite: Nonfini
     first = jnp.minimum(shrink(n, jnp.where(far, halfway, t)), jnp.finfo(n.dtype).max)
     bad = 0 if nonfinite == "zero" else jnp.nan
     return Factor(jnp.where(usable, first, bad), jnp.where(far, t / halfway, 1))
+
+
+@jax.custom_jvp
+def _quotient(a: Array, b: Array) -> Array:
+    return a / b
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    r"""$\dot a / b - (a / b)(\dot b / b)$, with no $b^2$, which leaves the range at 1e-19."""
+    (a, b), (da, db) = primals, tangents
+    return a / b, da / b - (a / b) * (db / b)
 
 
 def _where_it_acts(factor: Callable, norm: Array, limit: Array) -> Array:

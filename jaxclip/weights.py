@@ -1,5 +1,6 @@
 """Projections of the parameters: clips of what the parameters will be, last in a chain."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Unpack
@@ -14,7 +15,9 @@ from .arguments import check_params
 from .core import NonfiniteOptions, clip
 from .methods.named import named_method
 from .methods.value import clip_by_value
-from .thresholds import LimitLike
+from .norms import count, working_dtype
+from .shrinks import Nonfinite
+from .thresholds import LimitLike, check_choice
 
 FanIn = Callable[[leaves.Path, Array], int | None]
 
@@ -50,7 +53,7 @@ def clip_weights(
     Source:
       Arjovsky, Chintala, Bottou 2017 (WGAN), arXiv 1701.07875.
     """
-    return _projection(clip_by_value(limit, **options))
+    return _projection(functools.partial(clip_by_value, limit), **options)
 
 
 @named_method("fan_in")
@@ -89,13 +92,21 @@ def clip_weights_by_fan_in(
     Source:
       Elsayed et al. 2024, arXiv 2407.01704, where $\kappa$ is `zeta`.
     """
-    return _projection(clip(_by_fan_in(fan_in), scale, **options))
+    return _projection(functools.partial(clip, _by_fan_in(fan_in), scale), **options)
 
 
 def _projection(
-    inner: optax.GradientTransformationExtraArgs,
+    clip_of: Callable[..., optax.GradientTransformationExtraArgs],
+    nonfinite: Nonfinite = "propagate",
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes a clip of parameters a transformation of updates."""
+    """Makes a clip of parameters a transformation of updates.
+
+    A parameter that the clip makes nan is one without a number or a limit, and gets no update, or
+    nan.
+    """
+    check_choice("nonfinite", nonfinite, "propagate", "zero")
+    inner = clip_of(**options)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -103,7 +114,8 @@ def _projection(
         params = check_params(updates, params, "it is the parameters that are clipped")
         moved = jax.tree.map(_moved, updates, params, is_leaf=leaves.is_none)
         clipped, state = inner.update(moved, state, params, **extra_args)
-        return jax.tree.map(_way, updates, params, moved, clipped, is_leaf=leaves.is_none), state
+        way = functools.partial(_way, 0.0 if nonfinite == "zero" else math.nan)
+        return jax.tree.map(way, updates, params, moved, clipped, is_leaf=leaves.is_none), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -115,14 +127,13 @@ def _moved(update: Any, param: Any) -> Any:
     return param + update.astype(param.dtype)
 
 
-def _way(update: Any, param: Any, moved: Any, clipped: Any) -> Any:
+def _way(bad: float, update: Any, param: Any, moved: Any, clipped: Any) -> Any:
     """The update that leads to the clipped parameter."""
     if not leaves.is_measured(update):
         return update
     # What is within the limit keeps its update to the bit, which `(w + u) - w` would not.
     way = jnp.where(clipped == moved, update, (clipped - param).astype(update.dtype))
-    # Of no number the clip made nan or zero, as it was asked to: that is the update.
-    return jnp.where(jnp.isfinite(moved), way, clipped.astype(update.dtype))
+    return jnp.where(jnp.isnan(clipped), jnp.array(bad, update.dtype), way)
 
 
 def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
@@ -131,9 +142,9 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
     def measure(params: optax.Params) -> tuple[measures.Norms, Callable]:
         inputs_of = fan_in or _of_kernels(params)
 
-        def weight(path: leaves.Path, x: Array) -> float | None:
+        def weight(path: leaves.Path, x: Array) -> Array | None:
             inputs = inputs_of(path, x) if leaves.is_measured(x) else None
-            return None if inputs is None else math.sqrt(inputs)
+            return None if inputs is None else jnp.sqrt(count(inputs, working_dtype(x.real.dtype)))
 
         entries, treedef = leaves.leaves_with_path(params)
         weights = treedef.unflatten([weight(path, x) for path, x in entries])

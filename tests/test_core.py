@@ -337,6 +337,52 @@ def test_core_errors_say_what_to_do():
             tx.update({**gradient, "c": jnp.ones(2)}, tx.init(gradient), gradient)
 
 
+def test_core_derivatives_at_small_norms_and_of_singular_values():
+    """Those of a quotient, formed without the square of a norm; and through the values compared."""
+
+    def slope(tx, gradient, weights):
+        return jax.grad(lambda g: jnp.sum(tx.update(g, tx.init(g))[0] * weights))(gradient)
+
+    weights = jnp.array([1.0, 2.0])
+    for size in (1.0, 1e-19, 1e-30, 1e25):
+        for method in (jaxclip.clip_by_global_norm, jaxclip.normalize_by_global_norm):
+            found = slope(method(0.5 * size), size * jnp.array([0.6, 0.8]), weights)
+            np.testing.assert_allclose(found, [-0.16, 0.12], rtol=1e-5)
+    gradient, weights = jnp.array([[2.0, 1.0], [0.3, 3.0]]), jnp.arange(4.0).reshape(2, 2)
+    found = slope(jaxclip.clip_singular_values(1.0), gradient, weights)
+    np.testing.assert_allclose(found, [[0.0386, -0.2759], [0.2759, 0.0386]], atol=1e-4)
+
+
+def test_core_an_infinite_hyperparameter_is_no_limit():
+    ones, zeros = jnp.ones(2), jnp.zeros(2)
+    relative = jaxclip.adaptive_grad_clip(np.inf, eps=0.0)
+    assert same_bits(relative.update(ones, relative.init(zeros), zeros)[0], ones)
+    for rule in ("adaptive", "cap"):
+        tx = jaxclip.zclip(np.inf, warmup=2, limit=None, rule=rule)
+        state = tx.init(ones)
+        for _ in range(4):
+            out, state = tx.update(ones, state)
+            assert same_bits(out, ones)
+
+
+def test_core_a_group_may_have_no_gradient_at_a_step():
+    labels = {"a": "first", "b": "second"}
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    for given in (
+        labels,
+        lambda tree: jax.tree.map(lambda x: "first" if x.size == 2 else "second", tree),
+    ):
+        tx = jaxclip.clip(
+            measures.per_group(given, groups=("first", "second")),
+            {"first": thresholds.ema(1.5, decay=0.9), "second": 0.5},
+        )
+        _, state = tx.update(params, tx.init(params))
+        out, after = tx.update({"a": params["a"], "b": None}, state)
+        assert out["b"] is None
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert same_bits(optax.tree.map_params(tx, lambda x: x, after), after)
+
+
 def test_core_the_norm_that_was_measured_may_be_an_integer():
     gradient = jnp.array([3.0, 4.0])
     np.testing.assert_allclose(jaxclip.scale_to_norm(gradient, 5, 1.5), [0.9, 1.2], rtol=1e-6)

@@ -1,5 +1,7 @@
 """Projections of the parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,3 +73,17 @@ def test_weights_what_is_no_number_becomes_an_update_of_nan_or_zero(method):
         out, state = jax.jit(tx.update)(update, tx.init(params), params)
         np.testing.assert_array_equal(out["kernel"], np.where(bad, wanted, update["kernel"]))
         assert int(jaxclip.metrics(state)["clip"].nonfinite) == 1
+
+
+def test_weights_without_a_number_or_a_limit_get_no_update():
+    """Whatever made it so: a limit of nan, or a norm beyond the range."""
+    update, params = jnp.array([3e38], jnp.float32), jnp.array([0.2], jnp.float32)
+    for method in (
+        functools.partial(jaxclip.clip_weights, jnp.float32(np.nan)),
+        functools.partial(jaxclip.clip_weights_by_fan_in, 0.5, fan_in=lambda path, x: 4),
+    ):
+        for nonfinite, expected in (("zero", 0.0), ("propagate", np.nan)):
+            tx = method(nonfinite=nonfinite)
+            out, state = tx.update(update, tx.init(params), params)
+            np.testing.assert_array_equal(out, [expected])
+            assert int(jaxclip.metrics(state)["clip"].nonfinite) == 1

@@ -10,6 +10,7 @@ from .. import measures, shrinks, thresholds
 from ..core import ClipOptions, NonfiniteOptions, clip, global_norm
 from ..thresholds import Feed, LimitLike, Now, Number, Threshold, as_threshold, check_choice
 from ..thresholds.averages import second_moment
+from ..thresholds.base import check_warmup
 from .named import named_method
 
 
@@ -103,14 +104,15 @@ def adagc(
       times smaller than that of the neighboring steps is left out of the smallest.
     """
     check_choice("feed", feed, "clipped", "raw")
+    steps = max(warmup - 1, 0) if isinstance(check_warmup(warmup), int) else warmup - 1
     own = thresholds.ema(
         ratio,
         decay=decay,
-        warmup=warmup - 1,
+        warmup=steps,
         start="smallest" if feed == "clipped" else "mean",
         feed=feed,
     )
-    warming_up = thresholds.warmup_then(warmup - 1, _share_of_whole(warmup_limit), jnp.inf)
+    warming_up = thresholds.warmup_then(steps, _share_of_whole(warmup_limit), jnp.inf)
     inner = clip(measures.per_leaf(), thresholds.cascade(warming_up, own), **options)
 
     def update(

@@ -105,6 +105,11 @@ def clip_by_group_norm(
       >>> print(tx.update(gradient, tx.init(gradient))[0])
       {'body': Array([2.], dtype=float32), 'head': Array([1.], dtype=float32)}
     """
+    if not isinstance(limits, Mapping):
+        raise TypeError(
+            f"`limits` is {limits!r}, but each group has a limit of its own: give a dict from "
+            "label to limit, where None means unlimited."
+        )
     measure = measures.per_group(labels, norms.lp(ord), groups=tuple(limits))
     return clip(measure, dict(limits), **options)
 

@@ -2,6 +2,7 @@
 
 from typing import Unpack
 
+import numpy as np
 import optax
 
 from .. import measures, thresholds
@@ -28,13 +29,14 @@ def autoclip(
       The transformation.
 
     Example:
-      >>> import optax
+      >>> import numpy as np
+    import optax
       >>> tx = optax.chain(autoclip(10.0), optax.adam(1e-3))
 
     Source:
       Seetharaman, Wichern, Pardo, Le Roux 2020, arXiv 2007.14469.
     """
-    if isinstance(percentile, float) and 0 < percentile < 1:
+    if isinstance(percentile, float | np.floating) and 0 < percentile < 1:
         raise ValueError(
             f"`percentile` is {percentile}, on a scale from 0 to 100. For the quantile "
             f"{percentile} give {100 * percentile:g}."
@@ -61,7 +63,8 @@ def clip_by_history(
       The transformation; its state holds as many numbers as the window.
 
     Example:
-      >>> import optax
+      >>> import numpy as np
+    import optax
       >>> tx = optax.chain(optax.scale_by_adam(), clip_by_history(), optax.scale(-1e-3))
 
     Source:
@@ -93,7 +96,8 @@ def clip_by_quantile(
       The transformation; its state holds a number, where that of `autoclip` holds a window.
 
     Example:
-      >>> import optax
+      >>> import numpy as np
+    import optax
       >>> tx = optax.chain(clip_by_quantile(0.9, initial=1.0), optax.sgd(0.1))
 
     Source:

@@ -14,8 +14,10 @@ from .base import (
     Threshold,
     check_choice,
     check_number,
+    check_warmup,
     intake,
     numbers,
+    times,
 )
 
 _OUTLIER = 1000.0
@@ -58,6 +60,7 @@ def ema(
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.ema(2.0, decay=0.99))
     """
     ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    check_warmup(warmup)
     check_choice("start", start, "mean", "smallest")
     check_choice("feed", feed, "clipped", "raw", "within_limit")
 
@@ -133,6 +136,7 @@ def zscore(
       Kumar et al. 2025 (ZClip), arXiv 2504.02507.
     """
     z, decay = check_number("z", z), check_number("decay", decay, at_most=1)
+    check_warmup(warmup)
     factor = check_number("factor", factor)
     check_choice("rule", rule, "adaptive", "mean", "cap")
     check_choice("feed", feed, "clipped", "raw", "within_limit")
@@ -146,7 +150,7 @@ def zscore(
         warming_up = seen < warmup
         starting = warming_up | (mean == 0)
         score = (norm - mean) / (deviation + 1e-6)
-        cap = mean + k * deviation
+        cap = mean + times(deviation, k)
         spike = (norm > cap if rule == "cap" else score > k) & ~starting
         limit = {
             "adaptive": (mean + k * (k / jnp.where(spike, score, 1)) * deviation) * scale,
@@ -253,6 +257,7 @@ def second_moment(
       Huang et al. 2025 (SPAM), arXiv 2501.06842, which has a limit of 0 where $v$ is 0.
     """
     ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    check_warmup(warmup)
     check_choice("feed", feed, "clipped", "raw")
 
     def init(norm: Norm) -> SecondMoment:

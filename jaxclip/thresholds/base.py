@@ -68,11 +68,25 @@ def numbers(norm: Norm, *values: float | Array) -> list[Array]:
     return [jnp.asarray(value, norm.dtype) for value in values]
 
 
+def times(size: Limit, k: Limit) -> Limit:
+    """A size times a hyperparameter, of which infinity means unlimited, of a size of 0 as well."""
+    return jnp.where(jnp.isinf(k), jnp.inf, size * k)
+
+
 def check_choice(name: str, value: Any, *known: str) -> Any:
     """Returns one of the known words, and refuses any other."""
     if value not in known:
         raise ValueError(f"`{name}` is {value!r}. Give one of {', '.join(map(repr, known))}.")
     return value
+
+
+def check_warmup(warmup: Any) -> Any:
+    """Returns a number of steps, and refuses a Python number that cannot be one."""
+    if not isinstance(warmup, jax.Array) and (
+        isinstance(warmup, bool) or not isinstance(warmup, int | np.integer) or warmup < 0
+    ):
+        raise ValueError(f"`warmup` is {warmup!r}. Give a number of steps, 0 or more.")
+    return warmup
 
 
 def check_whole_number(name: str, value: Any, at_least: int) -> int:
@@ -147,7 +161,7 @@ def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
     def limit(norm: Norm, now: Now) -> Limit:
         assert now.param_norm is not None  # `reads_params`
         share, least = numbers(norm, ratio, eps)
-        return share * jnp.maximum(now.param_norm, least)
+        return times(jnp.maximum(now.param_norm, least), share)
 
     return stateless(limit)._replace(reads_params=True)
 
@@ -196,14 +210,14 @@ def check_number(
             f"`{name}` is {value!r}, of type {type(value).__name__}, which is no size to compare a "
             f"norm with. Give {wanted}; `math.inf` means unlimited."
         )
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
     if isinstance(value, int | float | np.integer | np.floating):
         if not at_least <= value <= at_most:
             between = f"at least {at_least}" if at_most == math.inf else f"{at_least} to {at_most}"
             remedy = " `math.inf` means unlimited." if at_most == math.inf else ""
-            raise ValueError(
-                f"`{name}` is {value}, but it is compared with what cannot be negative or nan: "
-                f"give a number of {between}.{remedy}{hint}"
-            )
+            why = ", but it is compared with what cannot be negative or nan" * (at_most == math.inf)
+            raise ValueError(f"`{name}` is {value}{why}: give a number of {between}.{remedy}{hint}")
         if positive and value == 0:
             raise ValueError(
                 f"`{name}` is 0, which it would stay for ever: it moves in proportion to itself. "

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .base import Limit, LimitLike, Norm, Now, Threshold, as_threshold
+from .base import Limit, LimitLike, Norm, Now, Threshold, as_threshold, check_warmup
 
 
 def lowest(*limits: LimitLike) -> Threshold:
@@ -89,6 +89,7 @@ def warmup_then(warmup: int | Array, before: LimitLike, after: LimitLike) -> Thr
     Source:
       The warm-up of the limit in OLMo.
     """
+    check_warmup(warmup)
     first, second = as_threshold(before, name="before"), as_threshold(after, name="after")
 
     def init(norm: Norm) -> tuple:

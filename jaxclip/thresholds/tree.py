@@ -37,7 +37,11 @@ class LimitTree:
 
     def init(self, norms: PyTree, dtype: jnp.dtype) -> PyTree:
         """Returns the first state, given the shapes of the norms."""
-        self.spread(norms)
+        if jax.tree.leaves(norms):
+            self.spread(norms)
+            below = self._prefix.flatten_up_to(norms)
+        else:  # a tree without blocks, such as Optax makes to find the parameters in a state
+            below = [norms] * len(self._ones)
 
         def first_state(one: Threshold, fields: Any, blocks: PyTree) -> Any:
             arrays, structure = jax.tree.flatten(blocks)
@@ -48,7 +52,7 @@ class LimitTree:
             columns = [[state[k] for state in states] for k in range(fields.num_leaves)]
             return fields.unflatten([structure.unflatten(column) for column in columns])
 
-        each = zip(self._ones, self._fields, self._prefix.flatten_up_to(norms), strict=True)
+        each = zip(self._ones, self._fields, below, strict=True)
         return self._prefix.unflatten([first_state(*one) for one in each])
 
     def update(
@@ -63,6 +67,12 @@ class LimitTree:
 
         A norm that is not finite, or that has a limit of nan, teaches nothing.
         """
+        if not jax.tree.leaves(norms):
+            return norms, state
+        present = norms
+        if isinstance(self.thresholds, dict) and isinstance(norms, dict):
+            # Groups of which nothing has a gradient at this step.
+            norms, param_norms = [dict.fromkeys(self.thresholds) | x for x in (norms, param_norms)]
         self.spread(norms)
 
         def of_one_block(
@@ -102,7 +112,10 @@ class LimitTree:
         trees = [self._prefix.flatten_up_to(x) for x in (norms, state, param_norms)]
         each = zip(self._ones, self._fields, *trees, strict=True)
         limits, states = zip(*[of_one_threshold(*one) for one in each], strict=True)
-        return self._prefix.unflatten(limits), self._prefix.unflatten(states)
+        limits, states = self._prefix.unflatten(limits), self._prefix.unflatten(states)
+        if present is not norms:
+            limits = {key: limits[key] for key in present}
+        return limits, states
 
     def given(self, arrays: PyTree[Array], step: Int[Array, ""], dtype: jnp.dtype) -> list[Array]:
         """The limit of each array, by thresholds that neither look at a norm nor remember any."""
@@ -133,7 +146,7 @@ class LimitTree:
             raise ValueError(
                 f"The limits have the structure {self._prefix}, which is no prefix of that of the "
                 f"norms, {jax.tree.structure(norms)}. Give one limit for all, or a limit for every "
-                "block."
+                "block; a schedule that is a pytree goes into `thresholds.scheduled`."
             ) from error
         return jax.tree.leaves(spread, is_leaf=is_threshold)
 
