@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 ARGS ?=
 
-.PHONY: run compare test test-quick lint docs bench setup lock clean
+.PHONY: run compare test test-wide test-quick lint docs bench setup lock clean
 .DEFAULT_GOAL := run
 
 # A virtual environment whose interpreter is gone, or is another than the one asked for, is stale too.
@@ -37,7 +37,11 @@ test: $(READY)
 
 # What the newest Python has to pass in CI: all but the slow tests.
 test-quick: $(READY)
-	@$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
+	@$(RUN) -m pytest -n 2 -m "not slow and not wide" $(ARGS)
+
+# What takes long, and is seldom broken by daily work.
+test-wide: $(READY)
+	@$(RUN) -m pytest -n 2 -m wide $(ARGS)
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

@@ -1,9 +1,10 @@
 r"""Shrinks: what to do about a block, given its norm and its limit.
 
 A shrink is a function `(norm, limit) -> factor`, elementwise, and the block is multiplied by the
-factor. Norms arrive finite and limits finite or infinite, neither negative nor nan. A zero block
-and an infinite limit have factor 1, which leaves a block as it is bit for bit; else a zero limit
-has factor 0, which makes it zero. Arguments beyond the two are set with `functools.partial`.
+factor. Norms arrive finite and limits finite or infinite, neither negative; of a limit of nan the
+factor is not used. A zero block and an infinite limit have factor 1, which leaves a block as it is
+bit for bit; else a zero limit has factor 0, which makes it zero. Arguments beyond the two are set
+with `functools.partial`.
 
 A limit far below the norm has a factor that float32 cannot hold; `block_factor` splits it in two.
 """
@@ -13,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from .leaves import Factor
@@ -136,7 +138,7 @@ def normalize(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
     Source:
       Bu, Wang, Zha, Karypis 2022, arXiv 2206.07136.
     """
-    return _where_it_acts(lambda n, t: _quotient(t, n + eps), norm, limit)
+    return _where_it_acts(lambda n, t: _amplified(_quotient(t, n + eps)), norm, limit)
 
 
 def psac(norm: Values, limit: Limit, *, r: float = 0.1) -> Values:
@@ -159,7 +161,7 @@ def psac(norm: Values, limit: Limit, *, r: float = 0.1) -> Values:
     Source:
       DP-PSAC, Xia et al. 2022, arXiv 2212.00328.
     """
-    return _where_it_acts(lambda n, t: _quotient(t, n + r / (n + r)), norm, limit)
+    return _where_it_acts(lambda n, t: _amplified(_quotient(t, n + r / (n + r))), norm, limit)
 
 
 def band(norm: Values, limit: Limit, *, low: float = 0.5) -> Values:
@@ -184,7 +186,9 @@ def band(norm: Values, limit: Limit, *, low: float = 0.5) -> Values:
     """
 
     def factor(n: Array, t: Array) -> Array:
-        return jnp.where((n >= low * t) & (n <= t), 1, _quotient(jnp.clip(n, low * t, t), n))
+        return jnp.where(
+            (n >= low * t) & (n <= t), 1, _amplified(_quotient(jnp.clip(n, low * t, t), n))
+        )
 
     return _where_it_acts(factor, norm, limit)
 
@@ -228,13 +232,14 @@ def block_factor(shrink: Shrink, norm: Values, limit: Values, nonfinite: Nonfini
     Returns:
       The factor, as two numbers.
     """
-    usable = jnp.isfinite(norm) & ~jnp.isnan(limit)
-    n, t = jnp.where(usable, norm, 0), jnp.where(usable, limit, 1)
-    far = (t > 0) & (t < n * 2.0**-100)
-    halfway = jnp.sqrt(jnp.where(far, n, 1)) * jnp.sqrt(jnp.where(far, t, 1))
-    first = jnp.minimum(shrink(n, jnp.where(far, halfway, t)), jnp.finfo(n.dtype).max)
+    usable = jnp.isfinite(norm) & (limit >= 0)  # nan is not
+    n = jnp.where(usable, norm, 0)
+    far = (limit > 0) & (limit < n * 2.0**-100)
+    # The outcome does not depend on where the halfway is, nor does its derivative.
+    halfway = jnp.where(far, lax.stop_gradient(jnp.sqrt(n) * jnp.sqrt(limit)), 1)
+    first = shrink(n, jnp.where(far, halfway, limit))
     bad = 0 if nonfinite == "zero" else jnp.nan
-    return Factor(jnp.where(usable, first, bad), jnp.where(far, t / halfway, 1))
+    return Factor(jnp.where(usable, first, bad), jnp.where(far, limit / halfway, 1))
 
 
 @jax.custom_jvp
@@ -247,6 +252,11 @@ def _quotient_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     r"""$\dot a / b - (a / b)(\dot b / b)$, with no $b^2$, which leaves the range at 1e-19."""
     (a, b), (da, db) = primals, tangents
     return a / b, da / b - (a / b) * (db / b)
+
+
+def _amplified(factor: Array) -> Array:
+    """A factor that may exceed 1, but not the range: 0 times infinity is nan."""
+    return jnp.minimum(factor, jnp.finfo(factor.dtype).max)
 
 
 def _where_it_acts(factor: Callable, norm: Array, limit: Array) -> Array:

@@ -401,6 +401,7 @@ def test_contract_hyperparameters_do_not_change_the_dtype_of_a_state(case):
         assert all(x.dtype != jnp.float64 for x in jax.tree.leaves(after))
 
 
+@pytest.mark.wide
 @METHOD
 def test_contract_symbolic_shapes_can_be_exported(case):
     if not case.scalar_collectives:

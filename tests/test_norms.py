@@ -94,6 +94,7 @@ def test_norms_of_half_precision_are_those_of_its_float32_values():
         np.testing.assert_allclose(value, np.linalg.norm(np.asarray(x, np.float64)), rtol=1e-6)
 
 
+@pytest.mark.wide
 @pytest.mark.slow  # 512 arrays are 20 seconds of compiling
 def test_norms_where_optax_is_wrong():
     leaves = [jnp.full(16, 0.5, jnp.bfloat16) for _ in range(512)]

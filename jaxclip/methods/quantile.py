@@ -29,8 +29,7 @@ def autoclip(
       The transformation.
 
     Example:
-      >>> import numpy as np
-    import optax
+      >>> import optax
       >>> tx = optax.chain(autoclip(10.0), optax.adam(1e-3))
 
     Source:
@@ -63,8 +62,7 @@ def clip_by_history(
       The transformation; its state holds as many numbers as the window.
 
     Example:
-      >>> import numpy as np
-    import optax
+      >>> import optax
       >>> tx = optax.chain(optax.scale_by_adam(), clip_by_history(), optax.scale(-1e-3))
 
     Source:
@@ -96,8 +94,7 @@ def clip_by_quantile(
       The transformation; its state holds a number, where that of `autoclip` holds a window.
 
     Example:
-      >>> import numpy as np
-    import optax
+      >>> import optax
       >>> tx = optax.chain(clip_by_quantile(0.9, initial=1.0), optax.sgd(0.1))
 
     Source:

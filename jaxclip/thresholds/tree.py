@@ -81,8 +81,10 @@ class LimitTree:
             finite = jnp.isfinite(norm)
             now = Now(step, param_norm if one.reads_params else None, extra_args)
             limit, learned = one.update(jnp.where(finite, norm, 0), state, now)
-            limit = not_negative(jnp.asarray(limit, norm.dtype))
-            learns = finite & ~jnp.isnan(limit)
+            if not isinstance(limit, float):  # which was checked when the threshold was made
+                limit = not_negative(jnp.asarray(limit, norm.dtype))
+            limit = jnp.asarray(limit, norm.dtype)
+            learns = finite & ~jnp.isnan(limit) if jax.tree.leaves(state) else True
             return limit, jax.tree.map(
                 lambda new, old: jnp.where(learns, jnp.asarray(new, old.dtype), old), learned, state
             )

@@ -32,6 +32,7 @@ def run(page, **names):
     return space
 
 
+@pytest.mark.wide
 @pytest.mark.slow
 def test_the_private_training_of_its_page_trains():
     pytest.importorskip("dp_accounting")

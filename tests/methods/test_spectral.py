@@ -63,6 +63,7 @@ def expected(x, limit, shrink="hard"):
     return (left * SHRINKS[shrink](values, limit)) @ right, values[0]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("shrink", SHRINKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_spectral_is_the_decomposition_at_every_scale(method, shrink):

@@ -35,6 +35,7 @@ def apply(name, p, x):
     return x + p["v"][jnp.argmax(x, 0)][: x.shape[0]]
 
 
+@pytest.mark.wide
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(

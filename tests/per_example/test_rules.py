@@ -25,6 +25,7 @@ def einsums(count, equal):
         yield left, right, out, {c: 2 if equal else int(rng.integers(1, 4)) for c in letters}
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("equal", [True, False], ids=["equal sizes", "sizes"])
 @pytest.mark.parametrize("form", ["gram", "matrices"])
 def test_einsums_of_every_form(form, equal):
