@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from . import checks, measure
 from .backward import Arrays, Backward, Grads, Kept
 from .checks import Blocks
-from .devices import axes_of, batch_axes, mesh_of, placed, spec_of, varying
+from .devices import axes_of, varying
 from .forms import Form, plans
 from .gram import Square
 from .products import accumulator
@@ -39,12 +39,10 @@ def run(
     program = program_of(traced.jaxpr, len(parameters))
     chosen = [plan for plan in plans(program, blocks.of, form) if plan.form != "unused"]
     weights = weights_of(program, parameters, _read(program))
-    mesh, over = mesh_of(example), batch_axes(example)
 
     def taps(loops: Sequence[int], aval: Any) -> Array:
-        spec = (*(None for _ in loops), over, *spec_of(aval))
         zeros = lax.full((*loops, size, *aval.shape), 0, aval.dtype)
-        return varying(placed(zeros, mesh, spec), axes_of(example))
+        return varying(zeros, axes_of(example))
 
     site_taps = {site.number: taps(site.loops, site.output) for site in program.sites}
     weight_taps = {
@@ -60,7 +58,7 @@ def run(
         return batched(program, weights, site_taps, weight_taps, example, zeros)
 
     values, back, (aux, acts) = jax.vjp(losses, site_taps, weight_taps, has_aux=True)
-    ones = placed(varying(jnp.ones_like(values), axes_of(values)), mesh, (over,))
+    ones = varying(jnp.ones_like(values), axes_of(values))
     # XLA may compute a narrow dtype in a wider one, and round in one of the places that read it
     # and not in another: the sum would be of other gradients than those that were measured.
     kept = lax.optimization_barrier(Kept(acts, *back(ones)))

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from . import checks
-from .backward import Arrays
 from .batch import norms_of, run
 from .checks import Blocks
 from .decision import Info, Options, mask_and_count
-from .devices import axes_of, on_automatic_axes, spread, varying
+from .devices import axes_of, on_automatic_axes, sharding_of, spread, varying
 from .forms import Form
 from .strategies import by_rules, by_vmap, in_microbatches
 
@@ -34,19 +33,33 @@ def clipped(
     checks.check_devices(params, batch, options.strategy, options.microbatch_size)
     params, batch = _as_varying_as(params, batch), spread(tuple(batch))
     divisor = count if options.reduce == "mean" else jnp.ones_like(count)
-    if options.strategy == "microbatch":
-        assert options.microbatch_size is not None  # `check_microbatch`
-        sums, info = in_microbatches(
-            functools.partial(by_rules, loss, blocks, options),
-            options.microbatch_size,
-            params,
-            batch,
-            mask,
-            divisor,
-        )
-    else:
+
+    def sums_and_info(
+        params: PyTree, batch: tuple, mask: Array, divisor: Array, limits: list[Any]
+    ) -> tuple[PyTree, Info]:
+        here = blocks._replace(limits=limits)
+        if options.strategy == "microbatch":
+            assert options.microbatch_size is not None  # `check_microbatch`
+            return in_microbatches(
+                functools.partial(by_rules, loss, here, options),
+                options.microbatch_size,
+                params,
+                batch,
+                mask,
+                divisor,
+            )
         way = by_rules if options.strategy == "auto" else by_vmap
-        sums, info = way(loss, blocks, options, params, batch, mask, divisor)
+        return way(loss, here, options, params, batch, mask, divisor)
+
+    automatic = on_automatic_axes(
+        sums_and_info,
+        batch,
+        lambda own, rest: (
+            jax.tree.map(lambda p: sharding_of(p, rest.mesh), params),
+            Info(own, own, own, rest, own),
+        ),
+    )
+    sums, info = automatic(params, batch, mask, divisor, blocks.limits)
     gradient = jax.tree.map(lambda s, p: s.astype(p.dtype), sums, params)
     unflatten = blocks.treedef.unflatten
     return gradient, info._replace(norms=unflatten(info.norms), clipped=unflatten(info.clipped))
@@ -64,14 +77,13 @@ def norms_of_blocks(
 ) -> PyTree:
     """The norms of the gradients of a batch, `[batch]` for every block."""
     checks.check_devices(params, batch, "auto", None)
-    batch = spread(tuple(batch))
-    backward = run(loss, _as_varying_as(params, batch), batch, size, has_aux, blocks, form)
+    params, batch = _as_varying_as(params, batch), spread(tuple(batch))
 
-    def norms(arrays: Arrays) -> list[Array]:
-        mask = jnp.ones(size, jnp.bool_)
-        return norms_of(backward._replace(arrays=arrays), blocks, mask, bound)[0]
+    def norms(params: PyTree, batch: tuple) -> list[Array]:
+        backward = run(loss, params, batch, size, has_aux, blocks, form)
+        return norms_of(backward, blocks, jnp.ones(size, jnp.bool_), bound)[0]
 
-    found = on_automatic_axes(norms, batch, lambda own, _: own)(backward.arrays)
+    found = on_automatic_axes(norms, batch, lambda own, _: own)(params, batch)
     return blocks.treedef.unflatten(found)
 
 

@@ -27,9 +27,9 @@ def spec_of(aval: Any) -> tuple:
     return (*spec, *(None,) * (len(aval.shape) - len(spec)))
 
 
-def placed(x: Array, mesh: Any, spec: Sequence[Any]) -> Array:
-    """An array made anew, spread over explicit axes as others are."""
-    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec))) if any(spec) else x
+def sharding_of(x: Any, mesh: Any) -> NamedSharding:
+    """How an array is spread over the explicit axes of a mesh."""
+    return NamedSharding(mesh, PartitionSpec(*spec_of(jax.typeof(x))))
 
 
 def mesh_of(tree: PyTree) -> Any:
@@ -51,7 +51,8 @@ def spread(batch: PyTree) -> PyTree:
         return batch
 
     def one(x: Array) -> Array:
-        return placed(x, mesh, (axes, *spec_of(jax.typeof(x))[1:]))
+        spec = PartitionSpec(axes, *spec_of(jax.typeof(x))[1:])
+        return jax.sharding.reshard(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(one, batch)
 
@@ -59,11 +60,11 @@ def spread(batch: PyTree) -> PyTree:
 def on_automatic_axes(f: Callable, batch: PyTree, shardings: Callable) -> Callable:
     """`f` with those explicit axes automatic that a batch is spread over.
 
-    What follows the backward pass is no longer the user's: the partitioner finds the shardings of
-    products and sums of it by itself.
+    The loss is written for one example, and knows of no mesh. The partitioner finds the shardings
+    of what becomes of a batch by itself.
 
     Args:
-      f: a function of arrays alone.
+      f: a function of arrays alone, or of trees of them.
       batch: arrays with the batch as their first axis.
       shardings: of the results of `f`, given that of arrays with and of arrays without a batch.
     """

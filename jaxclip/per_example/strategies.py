@@ -12,11 +12,9 @@ from jaxtyping import Array, PyTree
 
 from .. import norms
 from . import checks
-from .backward import Arrays
 from .batch import norms_of, run
 from .checks import Blocks
 from .decision import Info, Options, decide, info_of
-from .devices import on_automatic_axes
 from .rounding import bound_of_norms
 from .total import total
 
@@ -32,27 +30,17 @@ def by_rules(
 ) -> tuple[PyTree, Info]:
     """The clipped sum of a batch by the form that is cheapest for each parameter."""
     backward = run(loss, params, batch, mask.shape[0], options.has_aux, blocks, options.form)
-
-    def clip(
-        arrays: Arrays, mask: Array, divisor: Array, limits: list[Any]
-    ) -> tuple[list[Array], Info]:
-        here = backward._replace(arrays=arrays)
-        found, gradients = norms_of(here, blocks, mask, options.bound)
-        decided = decide(found, mask, divisor, limits, options)
-        sums = total(
-            here,
-            gradients,
-            [decided.factors[block] for block in blocks.of],
-            ~decided.takes_part,
-            functools.reduce(operator.and_, [jnp.all(jnp.isfinite(norm)) for norm in found]),
-        )
-        return sums, info_of(arrays.values, found, decided, mask, None)
-
-    spread = on_automatic_axes(
-        clip, batch, lambda own, rest: (rest, Info(own, own, own, rest, rest))
+    found, gradients = norms_of(backward, blocks, mask, options.bound)
+    decided = decide(found, mask, divisor, blocks.limits, options)
+    sums = total(
+        backward,
+        gradients,
+        [decided.factors[block] for block in blocks.of],
+        ~decided.takes_part,
+        functools.reduce(operator.and_, [jnp.all(jnp.isfinite(norm)) for norm in found]),
     )
-    sums, info = spread(backward.arrays, mask, divisor, blocks.limits)
-    return jax.tree.unflatten(jax.tree.structure(params), sums), info._replace(aux=backward.aux)
+    info = info_of(backward.arrays.values, found, decided, mask, backward.aux)
+    return jax.tree.unflatten(jax.tree.structure(params), sums), info
 
 
 def by_vmap(

@@ -1,5 +1,6 @@
 """A batch spread over devices: nothing gathers activations, and the sum is right."""
 
+import contextlib
 import re
 
 import jax
@@ -130,18 +131,35 @@ def test_every_strategy_on_every_kind_of_axis(way, kind):
     assert distance(found.values, info.values) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm", "mlp"])
-def test_explicit_axes(name):
+@pytest.mark.parametrize("name", ["cnn", "lstm", "mlp", "transformer tied"])
+@pytest.mark.parametrize("in_context", [True, False])
+def test_explicit_axes(name, in_context):
     clip, params, batch, wanted, info = spread(name)
     batch = jax.device_put(batch, NamedSharding(mesh(AxisType.Explicit), PartitionSpec("data")))
     params = jax.device_put(params, NamedSharding(mesh(AxisType.Explicit), PartitionSpec()))
     norms = per_example.norms(ZOO[name]().loss)
-    with jax.set_mesh(mesh(AxisType.Explicit)):  # which JAX itself needs for a scan
+    context = jax.set_mesh(mesh(AxisType.Explicit)) if in_context else contextlib.nullcontext()
+    with context:
         gradient, found = jax.jit(clip, compiler_options=FAST)(params, *batch)
         alone = jax.jit(norms, compiler_options=FAST)(params, *batch)
     assert distance(gradient, wanted) < 1e-5
     assert distance(found.norms, info.norms) < 1e-5
     assert distance(alone, info.norms) < 1e-5
+
+
+@pytest.mark.parametrize("in_context", [True, False])
+def test_weights_that_are_computed_on_explicit_axes(in_context):
+    def loss(w, x):  # with a normalized weight, and a penalty
+        return jnp.sum((x @ (w / (1 + jnp.sum(w**2)))) ** 2) + jnp.sum(w**2)
+
+    w, x = jnp.ones((4, 3)), jnp.arange(64.0).reshape(16, 4) / 64
+    clip = per_example.clipped_grad(loss, 0.5)
+    wanted, _ = clip(w, x)
+    x = jax.device_put(x, NamedSharding(mesh(AxisType.Explicit), PartitionSpec("data")))
+    context = jax.set_mesh(mesh(AxisType.Explicit)) if in_context else contextlib.nullcontext()
+    with context:
+        assert distance(jax.jit(clip)(w, x)[0], wanted) < 1e-6
+        assert distance(clip(w, x)[0], wanted) < 1e-6  # eager
 
 
 def test_what_explicit_axes_cannot_do_is_refused():
