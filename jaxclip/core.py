@@ -22,6 +22,7 @@ from jaxtyping import Array, Int, PyTree
 
 from . import measures, shrinks
 from .arguments import check_params, check_state
+from .bits import not_negative
 from .clip_metrics import ClipMetrics, initial, observe, pool, share
 from .leaves import Factor, is_none, scale
 from .measures import Measure, Norms, apply_factors, whole
@@ -99,11 +100,7 @@ def clip(
       >>> print(updates["w"])
       [0.5       0.6666667]
     """
-    if nonfinite not in ("propagate", "zero"):
-        raise ValueError(
-            f"`nonfinite` is {nonfinite!r}, but a block that holds nan or infinity can be made all "
-            'nan or all zero: give "propagate" or "zero".'
-        )
+    check_nonfinite(nonfinite)
     _check_parts(measure, threshold, shrink)
     thresholds = limit_tree(threshold)
 
@@ -184,9 +181,18 @@ def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
     norm = jnp.asarray(norm)
     dtype = norm.dtype if jnp.issubdtype(norm.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
     norm = norm.astype(working_dtype(dtype))
-    limit = jnp.maximum(jnp.asarray(check_number("limit", limit), norm.dtype), 0)
+    limit = not_negative(jnp.asarray(check_number("limit", limit), norm.dtype))
     factor = block_factor(shrinks.hard, norm, limit, "propagate")
     return jax.tree.map(lambda x: scale(x, factor), tree)
+
+
+def check_nonfinite(nonfinite: Any) -> None:
+    """Refuses what is no decision about blocks that are not finite."""
+    if nonfinite not in ("propagate", "zero"):
+        raise ValueError(
+            f"`nonfinite` is {nonfinite!r}, but a block that holds nan or infinity can be made all "
+            'nan or all zero: give "propagate" or "zero".'
+        )
 
 
 def next_state(

@@ -117,7 +117,7 @@ _one_device = contextvars.ContextVar("_one_device", default=False)
 
 @contextlib.contextmanager
 def on_one_device() -> Iterator[None]:
-    """Takes one device's share for all, for who wants the shapes of norms and not the values."""
+    """Takes one device's share for all, for callers that need only the shapes of norms."""
     token = _one_device.set(True)
     try:
         yield

@@ -12,12 +12,12 @@ from jaxtyping import Array, PyTree
 
 from . import leaves, measures
 from .arguments import check_params
-from .core import NonfiniteOptions, clip
+from .core import NonfiniteOptions, check_nonfinite, clip
 from .methods.named import named_method
 from .methods.value import clip_by_value
 from .norms import count, working_dtype
 from .shrinks import Nonfinite
-from .thresholds import LimitLike, check_choice
+from .thresholds import LimitLike
 
 FanIn = Callable[[leaves.Path, Array], int | None]
 
@@ -105,7 +105,7 @@ def _projection(
     A parameter that the clip makes nan is one without a number or a limit, and gets no update, or
     nan.
     """
-    check_choice("nonfinite", nonfinite, "propagate", "zero")
+    check_nonfinite(nonfinite)
     inner = clip_of(**options)
 
     def update(
