@@ -6,6 +6,7 @@ LLVM is not told of it, and makes comparisons of numbers of `bits == 0` and `whe
 the code here has neither.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -32,10 +33,29 @@ def _format(dtype: jnp.dtype) -> _Format:
     return _Format(jnp.dtype(f"int{info.bits}"), info.nmant, 1 - int(info.minexp))
 
 
-def magnitude(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-    r"""Integers in the order of $|x|$, for float32 and float64; nan is the largest."""
+def magnitude(x: Inexact[Array, "*shape"]) -> Int[Array, "*shape"]:
+    r"""Integers in the order of $|x|$, for float32, float64 and their complex; nan is the largest."""
+    if jnp.iscomplexobj(x):  # |x| is flushed where both parts are subnormal
+        return functools.reduce(jnp.maximum, map(magnitude, (jnp.abs(x), x.real, x.imag)))
     integer = _format(x.dtype).integer
     return lax.bitcast_convert_type(x, integer) & jnp.array(jnp.iinfo(integer).max, integer)
+
+
+def normal_size(magnitudes: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The sizes of magnitudes; what is subnormal becomes the smallest normal number."""
+    dtype = jnp.dtype(f"float{magnitudes.dtype.itemsize * 8}")
+    floor = magnitude(jnp.asarray(jnp.finfo(dtype).tiny, dtype))
+    normal = jnp.where(magnitudes > 0, jnp.maximum(magnitudes, floor), 0)
+    return lax.bitcast_convert_type(normal, dtype)
+
+
+@jax.custom_jvp
+def at_least_normal(size: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The size, or the smallest normal number where it is subnormal, so that it compares right."""
+    return normal_size(magnitude(size))
+
+
+at_least_normal.defjvps(lambda tangent, value, size: tangent)
 
 
 def no_larger(x: Float[Array, "*shape"], limit: Float[Array, ""]) -> Bool[Array, "*shape"]:

@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from . import norms
+from .bits import at_least_normal
 from .leaves import (
     Factor,
     Path,
@@ -261,7 +262,7 @@ def singular_values() -> Measure:
             ]
             return replace_measured(updates, treedef.unflatten(new))
 
-        values = [norms.at_least_normal(values) for _, values, _ in parts]
+        values = [at_least_normal(values) for _, values, _ in parts]
         return treedef.unflatten(values), FullRange(rescale)
 
     return measure

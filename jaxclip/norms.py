@@ -28,7 +28,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Inexact
 
-from .bits import magnitude
+from .bits import magnitude, normal_size
 
 Block = Sequence[Inexact[Array, "..."]]
 Axes = tuple[int, ...]
@@ -278,11 +278,11 @@ def _largest(norm: Norm, block: Block, kept: Axes) -> Float[Array, "..."]:
     for x in block:
         by_dtype.setdefault(jnp.dtype(x.dtype), []).append(x)
     sizes = [
-        _size_of_bits(
+        normal_size(
             _combined(
                 norm,
                 arrays,
-                lambda x: jnp.max(_bits(x), _reduced(kept, x.ndim), initial=0),
+                lambda x: jnp.max(magnitude(x), _reduced(kept, x.ndim), initial=0),
                 jnp.maximum,
                 lax.pmax,
             )
@@ -290,30 +290,6 @@ def _largest(norm: Norm, block: Block, kept: Axes) -> Float[Array, "..."]:
         for arrays in by_dtype.values()
     ]
     return functools.reduce(jnp.maximum, sizes) if sizes else jnp.zeros((), widest)
-
-
-def _bits(x: Array) -> Array:
-    """The sizes |x| as integers of the same order; nan is the largest of all."""
-    if jnp.iscomplexobj(x):  # |x| is flushed where both parts are subnormal
-        return functools.reduce(jnp.maximum, map(_bits, (jnp.abs(x), x.real, x.imag)))
-    return magnitude(x)
-
-
-@jax.custom_jvp
-def at_least_normal(size: Array) -> Array:
-    """The size, or the smallest normal number where it is subnormal, so that it compares right."""
-    return _size_of_bits(magnitude(size))
-
-
-at_least_normal.defjvps(lambda tangent, value, size: tangent)
-
-
-def _size_of_bits(bits: Array) -> Array:
-    """The way back from `_bits`; what is subnormal becomes the smallest normal number."""
-    dtype = jnp.dtype(f"float{bits.dtype.itemsize * 8}")
-    tiny = jnp.asarray(jnp.finfo(dtype).tiny, dtype)
-    floor = lax.bitcast_convert_type(tiny, bits.dtype)
-    return lax.bitcast_convert_type(jnp.where(bits > 0, jnp.maximum(bits, floor), 0), dtype)
 
 
 def _combined(
