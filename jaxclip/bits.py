@@ -34,7 +34,7 @@ def _format(dtype: jnp.dtype) -> _Format:
 
 
 def magnitude(x: Inexact[Array, "*shape"]) -> Int[Array, "*shape"]:
-    r"""Integers in the order of $|x|$, for float32, float64 and their complex; nan is the largest."""
+    r"""Integers in the order of $|x|$, real or complex, of 32 or 64 bits; nan is the largest."""
     if jnp.iscomplexobj(x):  # |x| is flushed where both parts are subnormal
         return functools.reduce(jnp.maximum, map(magnitude, (jnp.abs(x), x.real, x.imag)))
     integer = _format(x.dtype).integer
