@@ -31,5 +31,6 @@ def check_name(name: str, known: Iterable[str], kind: str, option: str = "") -> 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a remark that suggests the name nearest to `name`, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    match = [] if name in names else difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {match[0]}?" if match else ""

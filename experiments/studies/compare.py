@@ -21,7 +21,7 @@ from experiments.studies.settings import Folders, Setting
 from experiments.studies.study import Arm, Outcome, Study, best
 from experiments.sweeps.grid import product, stack, values
 from experiments.sweeps.processes import is_first, join
-from experiments.sweeps.sweep import check_chunks, sweep
+from experiments.sweeps.sweep import check_chunk_size, check_chunks, sweep
 from experiments.training.data import Data
 from experiments.training.train import History
 
@@ -53,6 +53,7 @@ def run(
         processes: HOST:PORT of the first process, how many there are, and the number of this one.
         command: how it was typed, for the record.
     """
+    check_chunk_size(chunk)
     join(*processes)
     spread_over_cores()
     use(platform)

@@ -57,8 +57,7 @@ def sweep(
         BadInput: the chunk cannot fit, another process writes into the folder, or it holds
             something other than a part of this sweep.
     """
-    if chunk < 1:
-        raise BadInput(f"the chunk is {chunk}: give 1 or more")
+    check_chunk_size(chunk)
     devices = len(jax.devices())
     size = -(-min(chunk, len(trials.seed)) // devices) * devices
     check_memory(config, trials, data, size, free_memory() if memory is None else memory)
@@ -162,6 +161,12 @@ def read(file: Path, shapes: History, count: int) -> History:
             name: ((count, *kept.shape[1:]), kept.dtype) for name, kept in shapes._asdict().items()
         })  # fmt: skip
     return processes.broadcast(History(**arrays))
+
+
+def check_chunk_size(chunk: int) -> None:
+    """Raises `BadInput` unless a chunk has a trial."""
+    if chunk < 1:
+        raise BadInput(f"the chunk is {chunk}: give 1 or more")
 
 
 def check_chunks(folder: Path) -> None:

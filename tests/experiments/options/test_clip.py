@@ -106,6 +106,12 @@ def test_a_limit_is_a_number_or_a_schedule(text, limit):
     assert read_limit(text) == limit
 
 
+def test_a_schedule_that_is_known_is_not_suggested_for_itself():
+    with pytest.raises(BadInput) as error:
+        read_limit("cosine:1.0")
+    assert "did you mean" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -169,6 +169,12 @@ def test_bad_input_is_one_line(tiny_mnist, capsys, arguments, message):
     assert told.count("\n") == 1
 
 
+def test_a_chunk_of_no_trainings_is_refused_before_anything_is_written(lines, capsys):
+    assert main(["compare", "lines", "--chunk", "-3"]) == 2
+    assert "the chunk is -3" in capsys.readouterr().err
+    assert not (lines / "runs").exists()
+
+
 def test_a_folder_of_another_study_or_version_is_refused(lines, capsys):
     folder = lines / "there"
     folder.mkdir()
