@@ -63,7 +63,8 @@ def bound_of_norms(blocks: Sequence[Sequence[Array]], size: int) -> list[Array]:
 
 
 # Of `lax`, here and elsewhere, what runs once for every parameter: it is traced several times
-# faster than the same of `jax.numpy`.
+# faster than the same of `jax.numpy`. For that reason the powers of two are not those of `bits`,
+# which are exact for subnormal numbers as well; here they are flushed.
 
 
 def exponent_of(x: Array) -> Array:
