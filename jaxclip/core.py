@@ -24,7 +24,7 @@ from . import measures, shrinks
 from .arguments import check_params, check_state
 from .bits import not_negative
 from .clip_metrics import ClipMetrics, initial, observe, pool, share
-from .leaves import Factor, is_none, scale
+from .leaves import Factor, donatable, is_none, scale
 from .measures import Measure, Norms, apply_factors, whole
 from .norms import lp, on_one_device, working_dtype
 from .shrinks import Nonfinite, Shrink, block_factor
@@ -109,11 +109,11 @@ def clip(
             norms = jax.eval_shape(lambda updates: measure(updates)[0], params)
         dtypes = [norm.dtype for norm in jax.tree.leaves(norms)]
         dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
-        state = ClipState(
-            jnp.zeros((), jnp.int32), thresholds.init(norms, dtype), {name: initial(dtype)}
+        return donatable(
+            ClipState(
+                jnp.zeros((), jnp.int32), thresholds.init(norms, dtype), {name: initial(dtype)}
+            )
         )
-        # Fields may be one and the same array, which could not be donated.
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any

@@ -35,6 +35,11 @@ def replace_measured(updates: optax.Updates, new: optax.Updates) -> optax.Update
     return jax.tree.map(lambda x, y: x if y is None else y, updates, new)
 
 
+def donatable(state: PyTree) -> PyTree:
+    """The state with an array of its own in every place, as two of one cannot be donated."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True) if isinstance(x, jax.Array) else x, state)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factor:
     """What blocks are multiplied by: two numbers, one after the other.

@@ -12,7 +12,7 @@ from . import norms
 from .arguments import check_leaves, check_state
 from .clip_metrics import ClipMetrics, initial, observe
 from .core import global_norm
-from .leaves import is_measured, is_none
+from .leaves import donatable, is_measured, is_none
 from .thresholds import check_choice, check_number
 from .thresholds.base import check_whole_number
 from .thresholds.windows import Window, empty, mean_and_deviation, push
@@ -61,7 +61,7 @@ def with_error_feedback(
             lambda p: jnp.zeros_like(p, norms.working_dtype(p.dtype)) if is_measured(p) else None,
             params,
         )
-        return _donatable(ErrorFeedbackState(inner.init(params), carry))
+        return donatable(ErrorFeedbackState(inner.init(params), carry))
 
     def update(
         updates: optax.Updates,
@@ -151,7 +151,7 @@ def skip_nonfinite(
     def init(params: optax.Params) -> SkipNonfiniteState:
         zero = jnp.zeros((), jnp.int32)
         seen = {name: initial(_dtype(params))}
-        return _donatable(SkipNonfiniteState(inner.init(params), zero, zero, seen))
+        return donatable(SkipNonfiniteState(inner.init(params), zero, zero, seen))
 
     def update(
         updates: optax.Updates,
@@ -235,7 +235,7 @@ def skip_on_spike(
         dtype = _dtype(params)
         step, nothing = jnp.zeros((), jnp.int32), empty(window, dtype)
         seen = {name: initial(dtype)}
-        return _donatable(SkipOnSpikeState(inner.init(params), step, nothing, nothing, seen))
+        return donatable(SkipOnSpikeState(inner.init(params), step, nothing, nothing, seen))
 
     def limit(values: Window) -> Array:
         enough = values.seen + 1 >= max(2, window // 2)
@@ -309,11 +309,6 @@ def _unless(skip: Array, updates: optax.Updates) -> optax.Updates:
     return jax.tree.map(
         lambda u: jnp.where(skip, jnp.zeros_like(u), u) if is_measured(u) else u, updates
     )
-
-
-def _donatable(state: Any) -> Any:
-    """The state with an array of its own in every place, as two of one cannot be donated."""
-    return jax.tree.map(lambda x: jnp.array(x, copy=True) if isinstance(x, jax.Array) else x, state)
 
 
 def _frozen(skip: Array, before: Any, after: Any) -> Any:
