@@ -240,9 +240,9 @@ def _param_norms(measure: Measure, updates: optax.Updates, params: optax.Params 
 
 
 def _check_parts(measure: Any, threshold: Any, shrink: Any) -> None:
-    made_by = {measures.whole, measures.per_leaf, measures.per_unit, measures.per_entry}
-    made_by |= {measures.per_slice, measures.per_group, measures.singular_values}
-    if measure in made_by:
+    makers = (measures.whole, measures.per_leaf, measures.per_unit, measures.per_entry)
+    makers += (measures.per_slice, measures.per_group, measures.singular_values)
+    if any(measure is maker for maker in makers):  # a measure may have no hash
         raise TypeError(
             f"`measure` is the function `measures.{measure.__name__}`, which makes a measure. Call "
             f"it: `measures.{measure.__name__}(...)`."

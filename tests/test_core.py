@@ -314,7 +314,7 @@ def test_core_errors_say_what_to_do():
     with pytest.raises(TypeError, match=r"the clip 'a', and this is 'b'"):
         other = jaxclip.clip_by_global_norm(1.0, name="a").init(gradient)
         jaxclip.clip_by_global_norm(1.0, name="b").update(gradient, other)
-    with pytest.raises(ValueError, match=r"from 0 to 1|0 to 1.*Did you mean 0\.9"):
+    with pytest.raises(ValueError, match=r"0 to 1\. Did you mean 0\.9"):
         jaxclip.clip_by_quantile(90.0)
     with pytest.raises(ValueError, match=r"0 to 100.*give 10"):
         jaxclip.autoclip(0.1)

@@ -1,8 +1,11 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.runs.folder import Run
 from experiments.tasks import images as data
 from experiments.training.data import Data
 
@@ -51,3 +54,23 @@ def mnist_cache(tmp_path_factory):
 def mnist(mnist_cache):
     """The real digits."""
     return data.load("mnist", cache=mnist_cache)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Stops the runs of a block before they save the checkpoint of epoch 3, as Ctrl-C would."""
+
+    @contextlib.contextmanager
+    def at_epoch_three():
+        save = Run.save
+
+        def stop(self, state, made_by):
+            if state.epoch == 3:
+                raise KeyboardInterrupt
+            save(self, state, made_by)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "save", stop)
+            yield
+
+    return at_epoch_three

@@ -19,7 +19,6 @@ from scipy import stats
 from experiments.__main__ import main
 from experiments.errors import BadInput
 from experiments.options.private import RunPrivate
-from experiments.runs import folder as runs
 from experiments.runs import private
 from experiments.training import train
 from experiments.training.config import trial
@@ -250,19 +249,11 @@ def without_packages(tiny_mnist, monkeypatch):
     monkeypatch.setattr(private, "private_config", quiet)
 
 
-def test_a_private_run_that_stops_ends_as_if_it_had_not(without_packages, monkeypatch, capsys):
+def test_a_private_run_that_stops_ends_as_if_it_had_not(without_packages, interrupted, capsys):
     options = ["--batch-size", "50", "--epochs", "3", "--learning-rate", "1.0", "--seed", "4"]
     start = ["run", "mnist-private", *options]
     assert main([*start, "--out", "whole"]) == 0
-    save = runs.Run.save
-
-    def stop(self, state, made_by):
-        if state.epoch == 3:
-            raise KeyboardInterrupt
-        save(self, state, made_by)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "save", stop)
+    with interrupted():
         assert main([*start, "--out", "stopped"]) == 130
     told = capsys.readouterr().err
     again = shlex.split(told.removeprefix("stopped; to continue: "))[3:]

@@ -63,19 +63,10 @@ def test_the_result_is_what_the_metrics_say(finished):
     assert 0.2 < metrics.limit[-1] < 0.25
 
 
-def test_a_run_that_stops_ends_as_if_it_had_not(tiny_mnist, monkeypatch, finished, capsys):
+def test_a_run_that_stops_ends_as_if_it_had_not(tiny_mnist, interrupted, finished, capsys):
     """It stops at the end of epoch 3, when the metrics are written and the checkpoint is not."""
-    save = runs.Run.save
-
-    def stop(self, state, made_by):
-        if state.epoch == 3:
-            raise KeyboardInterrupt
-        save(self, state, made_by)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "save", stop)
-        with pytest.raises(Stopped) as stopped:
-            trained(OPTIONS)
+    with interrupted(), pytest.raises(Stopped) as stopped:
+        trained(OPTIONS)
     assert shlex.split(str(stopped.value))[1:] == [
         "-m", "experiments", "run", "mnist", "--resume", "run",
     ]  # fmt: skip
