@@ -1,5 +1,6 @@
 """`clip` itself: its options, its errors, and every measure with every threshold and shrink."""
 
+import dataclasses
 import functools
 import itertools
 from functools import partial
@@ -293,6 +294,14 @@ def test_core_an_update_of_none_where_init_had_an_array():
         tx.update(params, after, params)
 
 
+@dataclasses.dataclass
+class _Unhashable:
+    """A measure that can be compared, and so has no hash."""
+
+    def __call__(self, updates):
+        return measures.whole()(updates)
+
+
 _WRAPPERS = (jaxclip.skip_nonfinite, jaxclip.skip_on_spike)
 
 
@@ -300,6 +309,7 @@ def test_core_errors_say_what_to_do():
     gradient = {"a": jnp.ones(2), "b": jnp.ones(3)}
     with pytest.raises(TypeError, match=r"makes a measure\. Call it: `measures\.whole"):
         jaxclip.clip(measures.whole, 1.0)
+    jaxclip.clip(_Unhashable(), 1.0)
     with pytest.raises(TypeError, match=r"`shrink` is 'smooth'.*`shrinks.smooth`"):
         jaxclip.clip(measures.whole(), 1.0, "smooth")
     with pytest.raises(TypeError, match=r"no argument `max_norm`.*\(limit, "):
