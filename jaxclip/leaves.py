@@ -25,6 +25,11 @@ def is_none(x: Any) -> bool:
     return x is None
 
 
+def as_arrays(tree: PyTree) -> PyTree:
+    """The tree, with arrays in place of Python numbers that have a norm."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float | complex) else x, tree)
+
+
 def measurable(updates: optax.Updates) -> optax.Updates:
     """Returns the updates, with None for what has no norm."""
     return jax.tree.map(lambda x: jnp.asarray(x) if is_measured(x) else None, updates)

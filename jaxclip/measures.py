@@ -294,6 +294,8 @@ def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms
 
 def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:
     axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    if not all(isinstance(axis, int) for axis in axes):
+        raise TypeError(f"`axes` is {axes!r}. Give an integer, or a tuple of them.")
     if x.ndim == 0:
         return ()
     missing = [axis for axis in axes if not -x.ndim <= axis < x.ndim]

@@ -112,6 +112,7 @@ def _projection(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         params = check_params(updates, params, "it is the parameters that are clipped")
+        updates, params = leaves.as_arrays(updates), leaves.as_arrays(params)
         moved = jax.tree.map(_moved, updates, params, is_leaf=leaves.is_none)
         clipped, state = inner.update(moved, state, params, **extra_args)
         way = functools.partial(_way, 0.0 if nonfinite == "zero" else math.nan)

@@ -12,7 +12,7 @@ from . import norms
 from .arguments import check_leaves, check_state
 from .clip_metrics import ClipMetrics, initial, observe
 from .core import global_norm
-from .leaves import donatable, is_measured, is_none
+from .leaves import as_arrays, donatable, is_measured, is_none
 from .thresholds import check_choice, check_number
 from .thresholds.base import check_whole_number
 from .thresholds.windows import Window, empty, mean_and_deviation, push
@@ -59,7 +59,7 @@ def with_error_feedback(
     def init(params: optax.Params) -> ErrorFeedbackState:
         carry = jax.tree.map(
             lambda p: jnp.zeros_like(p, norms.working_dtype(p.dtype)) if is_measured(p) else None,
-            params,
+            as_arrays(params),
         )
         return donatable(ErrorFeedbackState(inner.init(params), carry))
 
@@ -71,6 +71,7 @@ def with_error_feedback(
     ) -> tuple[optax.Updates, ErrorFeedbackState]:
         check_state(state, ErrorFeedbackState, "`with_error_feedback`")
         check_leaves(updates, state.carry, "`init` saw")
+        updates = as_arrays(updates)
         wanted = jax.tree.map(_plus, updates, state.carry, is_leaf=is_none)
         given, inner_state = inner.update(wanted, state.inner, params, **extra_args)
         carry = jax.tree.map(_left, updates, state.carry, given, is_leaf=is_none)

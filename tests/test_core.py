@@ -14,7 +14,7 @@ import pytest
 
 import jaxclip
 from jaxclip import measures, shrinks, thresholds
-from tests.helpers import close, same_bits, tree
+from tests.helpers import METHODS, close, same_bits, tree
 
 MEASURES = {
     "whole": measures.whole(),
@@ -310,6 +310,13 @@ def test_core_errors_say_what_to_do():
     with pytest.raises(TypeError, match=r"makes a measure\. Call it: `measures\.whole"):
         jaxclip.clip(measures.whole, 1.0)
     jaxclip.clip(_Unhashable(), 1.0)
+    for returned, what in ((jnp.ones(3), r"an array of shape \(3,\)"), (None, "None")):
+        for method in (jaxclip.clip_by_global_norm, jaxclip.clip_by_value):
+            tx = method(lambda step, returned=returned: returned)
+            with pytest.raises(ValueError, match=f"returned {what}.*one limit"):
+                tx.update(gradient, tx.init(gradient))
+    with pytest.raises(TypeError, match="`axes` is"):
+        jaxclip.clip_by_unit_norm(1.0, axes="0").init(gradient)
     with pytest.raises(TypeError, match=r"`shrink` is 'smooth'.*`shrinks.smooth`"):
         jaxclip.clip(measures.whole(), 1.0, "smooth")
     with pytest.raises(TypeError, match=r"no argument `max_norm`.*\(limit, "):
@@ -391,6 +398,15 @@ def test_core_a_group_may_have_no_gradient_at_a_step():
         assert out["b"] is None
         assert jax.tree.structure(after) == jax.tree.structure(state)
         assert same_bits(optax.tree.map_params(tx, lambda x: x, after), after)
+
+
+@pytest.mark.parametrize("case", METHODS, ids=lambda case: case.name)
+def test_core_leaves_may_be_python_numbers(case):
+    numbers = {"a": 3.0, "b": -0.25, "w": jnp.ones((2, 3))}
+    arrays = jax.tree.map(jnp.asarray, numbers)
+    tx = case.make()
+    out, _ = tx.update(numbers, tx.init(numbers), numbers)
+    close(out, tx.update(arrays, tx.init(arrays), arrays)[0])
 
 
 def test_core_the_norm_that_was_measured_may_be_an_integer():

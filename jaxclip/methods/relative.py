@@ -11,7 +11,7 @@ from jaxtyping import Array
 from .. import measures, norms, thresholds
 from ..arguments import check_params
 from ..core import ClipOptions, NonfiniteOptions, clip
-from ..leaves import is_measured, is_none
+from ..leaves import as_arrays, is_measured, is_none
 from ..thresholds import Number, check_number
 from .named import named_method
 
@@ -101,12 +101,13 @@ def clippy(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         params = check_params(updates, params, "the updates are bounded by the parameters")
+        updates, weights = as_arrays(updates), as_arrays(params)
 
         def bound(w: Array) -> Array:
             share, least = (jnp.maximum(jnp.asarray(x, w.dtype), 0) for x in (relative, absolute))
             return jnp.where(jnp.isinf(share), jnp.inf, share * jnp.abs(w) + least)
 
-        return clip(_against(bound, params), 1.0, **options).update(updates, state)
+        return clip(_against(bound, weights), 1.0, **options).update(updates, state)
 
     return optax.GradientTransformationExtraArgs(
         clip(measures.per_leaf(norms.linf), 1.0, **options).init, update

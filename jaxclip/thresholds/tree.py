@@ -81,9 +81,7 @@ class LimitTree:
             finite = jnp.isfinite(norm)
             now = Now(step, param_norm if one.reads_params else None, extra_args)
             limit, learned = one.update(jnp.where(finite, norm, 0), state, now)
-            if not isinstance(limit, float):  # which was checked when the threshold was made
-                limit = not_negative(jnp.asarray(limit, norm.dtype))
-            limit = jnp.asarray(limit, norm.dtype)
+            limit = _as_limit(limit, norm.dtype)
             learns = finite & ~jnp.isnan(limit) if jax.tree.leaves(state) else True
             return limit, jax.tree.map(
                 lambda new, old: jnp.where(learns, jnp.asarray(new, old.dtype), old), learned, state
@@ -122,10 +120,7 @@ class LimitTree:
     def given(self, arrays: PyTree[Array], step: Int[Array, ""], dtype: jnp.dtype) -> list[Array]:
         """The limit of each array, by thresholds that neither look at a norm nor remember any."""
         zero, now = jnp.zeros((), dtype), Now(step, None, {})
-        return [
-            not_negative(jnp.asarray(one.update(zero, (), now)[0], dtype))
-            for one in self.spread(arrays)
-        ]
+        return [_as_limit(one.update(zero, (), now)[0], dtype) for one in self.spread(arrays)]
 
     def spread(self, norms: PyTree) -> list[Threshold]:
         """The threshold of each array of blocks; an error if the thresholds are no prefix."""
@@ -189,6 +184,19 @@ def _is_limit(x: Any) -> bool:
         isinstance(x, functools.partial) or jax.tree_util.all_leaves([x])
     )
     return x is None or is_threshold(x) or is_schedule
+
+
+def _as_limit(limit: Any, dtype: jnp.dtype) -> Array:
+    """The limit of a block as an array; one that is negative counts as 0."""
+    if isinstance(limit, float):  # was checked when the threshold was made
+        return jnp.asarray(limit, dtype)
+    if limit is None or jnp.ndim(limit):
+        what = "None" if limit is None else f"an array of shape {jnp.shape(limit)}"
+        raise ValueError(
+            f"A schedule or a threshold returned {what}, but a block has one limit: return a "
+            "scalar; `math.inf` means unlimited."
+        )
+    return not_negative(jnp.asarray(limit, dtype))
 
 
 def _over_blocks(of_one_block: Callable, ndim: int) -> Callable:
