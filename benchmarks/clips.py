@@ -1,4 +1,4 @@
-"""What a clip costs: beside Optax's, and beside the SGD that follows it.
+"""The cost of a clip: beside Optax's, and beside the SGD that follows it.
 
     python -m benchmarks.clips
 

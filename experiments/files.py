@@ -44,8 +44,8 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BadInput(
-            f"{path} cannot be written ({error.strerror or error}): what is finished is kept; make "
-            f"room, or remove what is in the way, and continue"
+            f"{path} cannot be written ({error.strerror or error}): finished work is kept; make "
+            f"room, or remove whatever blocks the path, and continue"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What to clip by, from the norms that a run's own gradients had."""
+"""Suggests methods and limits from the gradient norms of a run."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from .methods import average, fixed, quantile
 PERCENTILES = (1, 10, 50, 90, 99, 100)
 FEW = 100  # norms: with less, a percentile is a matter of luck
 DRIFT = 2.0  # of the median between the first fifth and the last: more is a level shift
-PIECES = 40  # of a run, whose medians tell the trend: one spike, or a hundred, do not
+PIECES = 40  # of a run: the trend is that of their medians, which spikes do not move
 
 
 class Suggestion(NamedTuple):
@@ -27,7 +27,7 @@ class Suggestion(NamedTuple):
     Attributes:
       code: the line to paste; where it names `optimizer`, the whole optimizer is meant.
       clipped: the share of the steps in which it would have clipped something, from 0 to 1.
-      reason: why its numbers are what they are.
+      reason: where its numbers come from.
     """
 
     code: str
@@ -36,7 +36,7 @@ class Suggestion(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What norms say about how to clip; printed, it is a page.
+    """Statistics of the norms, and the methods that they suggest; print it to read it.
 
     Attributes:
       percentiles: of the finite global norms, by per cent; 100 is the maximum.
@@ -82,7 +82,7 @@ class Advice(NamedTuple):
 def advise(
     norms: Float[np.ndarray, " steps"] | Float[np.ndarray, "steps blocks"] | Sequence[float],
 ) -> Advice:
-    r"""What to clip by, from the norms of a run's own gradients.
+    r"""Suggests methods and limits from the gradient norms of a run.
 
     $$\tau = q_{90}, \qquad \text{drift} = \frac{\mathrm{median}(n_{4T/5}, \dots, n_T)}
     {\mathrm{median}(n_1, \dots, n_{T/5})}$$
@@ -112,7 +112,7 @@ def advise(
 
     Raises:
       TypeError: the norms are not numbers.
-      ValueError: there are none, or none that is finite, or one is negative, or they have more than
+      ValueError: there is no norm, no finite norm, a negative norm, or there are more than
         two axes.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a clip did, kept in the optimizer's state, where it costs no second pass."""
+"""Metrics of a clip, kept in the optimizer's state, where they cost no second pass."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from . import norms
 
 
 class ClipMetrics(NamedTuple):
-    """What a clip did at the last step, and so far.
+    """Metrics of a clip: of the last step, and of all steps so far.
 
     Where a clip has many blocks, the first three are root mean squares over the blocks.
 

@@ -87,7 +87,7 @@ def clip(
 
     Raises:
       TypeError: a limit is no number, array, schedule or threshold, or the measure or the shrink is
-        no function; at an update, if the state is none of this clip.
+        no function; at an update, if the state is not from this clip's `init`.
       ValueError: a limit is negative or nan, or `nonfinite` is neither of the two; at `init`, if
         the limits are no prefix of the norms; at an update, if `params` is wanted and missing, or
         if the updates lack an array that `init` had.
@@ -187,7 +187,7 @@ def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
 
 
 def check_nonfinite(nonfinite: Any) -> None:
-    """Refuses what is no decision about blocks that are not finite."""
+    """Rejects an unknown `nonfinite`."""
     if nonfinite not in ("propagate", "zero"):
         raise ValueError(
             f"`nonfinite` is {nonfinite!r}, but a block that holds nan or infinity can be made all "
@@ -222,7 +222,7 @@ def _observation(
 
 
 def state_metrics(state: Any, name: str) -> ClipMetrics:
-    """The metrics in the state of a clip; an error if it is none of that clip."""
+    """The metrics in the state of a clip; an error if it is not a state of that clip."""
     check_state(state, ClipState, f"the clip {name!r}")
     if name not in state.metrics:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""The leaves of a tree: which have a norm, and what a factor does to them."""
+"""The leaves of a tree: which have a norm, and how a factor scales them."""
 
 import dataclasses
 from collections.abc import Callable

@@ -6,7 +6,7 @@ A measure has the form of `jax.vjp`, *(value, way back)*:
     updates = rescale(factors)
 
 where `norms` and `factors` are trees of one structure, an array of blocks at each leaf. A measure
-of your own is any function of this form. Those here measure what is floating or complex; integers,
+of your own is any function of this form. Those here measure floating and complex leaves; integers,
 `float0`, keys and `None` pass through and are not counted.
 """
 

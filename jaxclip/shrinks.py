@@ -165,7 +165,7 @@ def psac(norm: Values, limit: Limit, *, r: float = 0.1) -> Values:
 
 
 def band(norm: Values, limit: Limit, *, low: float = 0.5) -> Values:
-    r"""Brings a block into a band: scales what is beyond the limit down, what is too small up.
+    r"""Brings a block's norm into a band: larger norms are scaled down, smaller ones up.
 
     $$s = \frac{\min(\max(n,\ \rho\,\tau),\ \tau)}{n}$$
 

@@ -19,7 +19,7 @@ from .thresholds.windows import Window, empty, mean_and_deviation, push
 
 
 class ErrorFeedbackState(NamedTuple):
-    """The state of `with_error_feedback`: the inner one, and what was clipped away so far."""
+    """The state of `with_error_feedback`: the inner one, and the remainder clipped away so far."""
 
     inner: optax.OptState
     carry: PyTree[Array]
@@ -28,7 +28,7 @@ class ErrorFeedbackState(NamedTuple):
 def with_error_feedback(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adds what a clip takes away to the next gradient, so that nothing is lost.
+    r"""Adds the clipped remainder to the next gradient, so that nothing is lost.
 
     $$u_t = \mathrm{inner}(g_t + \Delta_t), \qquad \Delta_{t+1} = g_t + \Delta_t - u_t, \qquad
     \Delta_1 = 0$$
@@ -36,7 +36,7 @@ def with_error_feedback(
     so that $\sum_t u_t = \sum_t g_t - \Delta_{T+1}$.
 
     Args:
-      inner: a clip, or any transformation that returns a part of what it is given.
+      inner: a clip, or any transformation that returns a part of its input.
 
     Returns:
       The transformation; its state holds $\Delta$, as large as the parameters, in float32 at least.
@@ -260,7 +260,7 @@ def skip_on_spike(
             finite &= jnp.isfinite(loss)
             fits &= loss <= limit(state.losses)
         fits &= finite
-        # What has no gradient says nothing about gradients: from zeros alone all else is a spike.
+        # A zero loss or norm says nothing about gradients: after zeros, every step is a spike.
         takes_in = fits & (norm > 0) if feed == "within_limit" else finite
         step = state.step + 1
         seen = _observed(state.metrics[name], norm, norm_limit, ~fits, step)

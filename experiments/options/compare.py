@@ -13,7 +13,7 @@ from experiments.options.places import Places
 class Compare(Places):
     """Answer a question by training every arm of a study, and write the answer as a page.
 
-    The same command continues a comparison that was stopped, and trains only what is missing.
+    The same command continues a stopped comparison, and trains only the trials that are missing.
 
     Attributes:
         study: The study: schedules, methods, sensitivity, spikes, temporal_order, placement or
@@ -38,7 +38,7 @@ class Compare(Places):
     process: int = 0
 
     def carry_out(self, command: str) -> None:
-        """Trains what is missing, and prints the answer."""
+        """Trains the trials that are missing, and prints the answer."""
         from experiments.studies import compare
 
         compare.run(

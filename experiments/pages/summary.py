@@ -1,4 +1,4 @@
-"""Several pages as one Markdown file: what a repository shows of its results."""
+"""Several pages as one Markdown file: the results as the repository shows them."""
 
 from collections.abc import Mapping
 from pathlib import Path

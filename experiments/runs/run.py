@@ -113,7 +113,7 @@ def use(platform: str | None) -> None:
         jax.devices(platform)
     except RuntimeError as error:
         raise BadInput(
-            f"--platform {platform}: JAX finds no such device here; install what it needs, such as "
+            f"--platform {platform}: JAX finds no such device here; install its plugin, such as "
             f"'jax[cuda13]' for an NVIDIA GPU, or choose --platform cpu ({in_one_line(error)})"
         ) from error
 

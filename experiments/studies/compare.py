@@ -45,7 +45,7 @@ def run(
     Args:
         name: of the study.
         full: whether its full form.
-        settings: the settings to train on; all, if there are none.
+        settings: the settings to train on; none means all.
         folder: where it is kept.
         folders: the original files of data sets.
         chunk: the number of trainings side by side.

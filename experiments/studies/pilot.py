@@ -1,4 +1,4 @@
-"""The command `pilot`: the norms of a task's gradients without a clip, and what they suggest."""
+"""The command `pilot`: gradient norms of a task without a clip, and the methods they suggest."""
 
 import dataclasses
 

@@ -50,7 +50,7 @@ class History(NamedTuple):
         limit: its limit; nan where the clip keeps no metrics.
         clipped: the share of the blocks that the clip shrank.
         score: the task's score after the epoch on the test data, f32[] or f32[epochs].
-        validation: the same on the validation data; nan where there is none.
+        validation: the same on the validation data; nan without any.
     """
 
     loss: jax.Array

@@ -1,4 +1,4 @@
-"""Methods that lose nothing of what they clip away."""
+"""Methods that carry the clipped remainder to the next step."""
 
 from typing import Unpack
 
@@ -16,7 +16,7 @@ from .value import clip_by_value
 def u_clip(
     limit: PyTree[LimitLike | None], **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clips every entry, and adds what was clipped away to the next gradient.
+    r"""Clips every entry, and adds the clipped remainder to the next gradient.
 
     $$u_t = \mathrm{clip}(g_t + \Delta_t, -\tau, \tau), \qquad \Delta_{t+1} = g_t + \Delta_t - u_t$$
 

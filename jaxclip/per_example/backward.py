@@ -1,4 +1,4 @@
-"""What is left of a batch's forward and backward pass."""
+"""The record of a batch's forward and backward pass."""
 
 from typing import Any, NamedTuple
 

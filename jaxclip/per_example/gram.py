@@ -158,7 +158,7 @@ def norm_of_sum(pairs: Sequence[Pair], bound: bool) -> Array:
 
 
 def _once_a_shape(of: Callable, pairs: Sequence[Pair], bound: bool) -> Any:
-    """Traces a function once for all weights of one shape; what it is for hardly ever happens."""
+    """Traces a function once for all weights of one shape; its branch is rarely taken."""
     if any(isinstance(factor, Patches) for pair in pairs for factor in pair):
         return of(pairs, bound)
     return _jitted(of)(pairs, bound)

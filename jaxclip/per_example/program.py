@@ -23,7 +23,7 @@ Operand = Any  # the `Slot` that holds the value, or a `core.Literal`
 
 
 class Kind(enum.IntEnum):
-    """What a value depends on."""
+    """Whether a value depends on parameters, on examples, on both, or on neither."""
 
     CONSTANT = 0
     PARAMETER = 1
@@ -46,7 +46,7 @@ class View(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What is known of a value before the program runs.
+    """Facts about a value that are known before the program runs.
 
     Attributes:
       aval: shape and dtype, within the body of its scans.

@@ -1,4 +1,4 @@
-r"""What a threshold is, and those without a memory.
+r"""The record of a threshold, and the thresholds without a memory.
 
 A threshold is two pure functions written for one block. It never sees a tree, and never a norm that
 is nan or infinite: `clip` maps it over the blocks, counts the steps, and leaves the state of a
@@ -41,7 +41,7 @@ class Threshold(NamedTuple):
     """How large one block may be, as two pure functions.
 
     Attributes:
-      init: `(norm) -> state`, where `norm` is a zero that tells the dtype of what is to come.
+      init: `(norm) -> state`, where `norm` is a zero in the dtype of the norms to come.
       update: `(norm, state, now) -> (limit, state)`. The state keeps its shapes and dtypes.
       reads_params: whether `now.param_norm` is wanted, which costs a pass over the parameters.
     """
@@ -57,7 +57,7 @@ Feed = Literal["clipped", "raw", "within_limit"]
 
 
 def intake(feed: Feed, norm: Norm, limit: Limit, memory: Limit) -> Limit:
-    """What a memory takes in: the clipped norm, the raw one, or that of blocks within the limit."""
+    """The norm that a memory learns from: clipped, raw, or only that of blocks within the limit."""
     if feed == "raw":
         return norm
     return jnp.minimum(norm, limit) if feed == "clipped" else jnp.where(norm <= limit, norm, memory)
@@ -90,7 +90,7 @@ def check_warmup(warmup: Any) -> Any:
 
 
 def check_whole_number(name: str, value: Any, at_least: int) -> int:
-    """Returns a Python integer that decides a shape, and refuses what does not."""
+    """Returns a Python integer that decides a shape, and rejects anything else."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"`{name}` is {value!r}, of type {type(value).__name__}. It decides a shape, so it "
@@ -177,7 +177,7 @@ def as_threshold(limit: LimitLike, *, name: str = "limit") -> Threshold:
       The threshold.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: it is not of these types.
       ValueError: it is a negative number or nan, or an array that is no scalar.
 
     Example:
@@ -241,7 +241,7 @@ def check_number(
 
 
 def check_quantile(quantile: Any) -> Any:
-    """Returns a quantile as it is, and refuses a number that is none, such as a percentile."""
+    """Returns a quantile as it is, and rejects numbers outside of 0 to 1, such as a percentile."""
     percent = isinstance(quantile, int | float) and 1 < quantile <= 100
     hint = f" Did you mean {quantile / 100:g}?" if percent else ""
     return check_number("quantile", quantile, at_most=1, hint=hint)

@@ -17,7 +17,7 @@ def lowest(*limits: LimitLike) -> Threshold:
       *limits: $\tau_i$, numbers, arrays, schedules or thresholds. All of them see every norm.
 
     Raises:
-      ValueError: there are none.
+      ValueError: no threshold is given.
 
     Example:
       >>> import jaxclip
@@ -50,7 +50,7 @@ def cascade(first: LimitLike, second: LimitLike) -> Threshold:
 
     Args:
       first: $\tau_1$.
-      second: $\tau_2$; what it remembers are clipped norms.
+      second: $\tau_2$; it learns from clipped norms.
 
     Example:
       >>> import jaxclip

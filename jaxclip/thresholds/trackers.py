@@ -1,4 +1,4 @@
-"""Thresholds that move towards what they track, with a single number for a memory."""
+"""Thresholds that move towards a statistic of the norms, with one number for a memory."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

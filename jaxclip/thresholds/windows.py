@@ -103,7 +103,7 @@ def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
 
     $$\tau_t = Q_q(n_{t-N+1}, \dots, n_t)$$
 
-    with linear interpolation, as `numpy.quantile`; of what there is while there are less than $N$.
+    with linear interpolation, as `numpy.quantile`; over the norms seen so far, until there are $N$.
 
     Args:
       quantile: $q$, from 0 to 1.

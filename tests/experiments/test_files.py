@@ -36,7 +36,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_says_so(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(BadInput, match=r"file cannot be written \(File too large\): what is"):
+        with pytest.raises(BadInput, match=r"file cannot be written \(File too large\): finished"):
             files.write_text(path, "new" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

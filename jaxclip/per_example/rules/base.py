@@ -1,4 +1,4 @@
-"""What a rule consists of, and how the rest follows from its factors."""
+"""The record of a rule, and the norms and sums that follow from its factors."""
 
 import functools
 import math
