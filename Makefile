@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 ARGS ?=
 
-.PHONY: run compare test test-wide test-quick lint docs bench setup lock clean
+.PHONY: run compare test test-wide test-quick lint docs bench setup lock release clean
 .DEFAULT_GOAL := run
 
 # A virtual environment whose interpreter is gone, or is another than the one asked for, is stale too.
@@ -60,5 +60,12 @@ lock:
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras \
 		--no-annotate --no-header --upgrade --extra experiments --extra privacy --extra docs --extra dev -o requirements.lock
 
+# Maintainers only, with uv: what a person then tags and uploads.
+release: $(READY)
+	@rm -rf dist
+	@$(RUN) -m hatchling build
+	@uvx twine check --strict dist/*
+	@echo "Built. Left to you: the date of this version in CHANGELOG.md, 'git tag v$$($(RUN) -m hatchling version)', and 'uvx twine upload dist/*'."
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache

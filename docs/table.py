@@ -27,7 +27,19 @@ counter and metrics, the source, and the test that holds the method to it: outpu
 reference's own code (golden), Optax itself, or the equation. A threshold that is "given" is the
 argument.
 
-`python docs/table.py` writes it anew.
+`python docs/table.py` writes it anew. Each method has a page of its own, with its equation, a
+training that it clipped, and its behavior on trains of norms.
+"""
+FIGURES = """
+## Shrinks and measures
+
+The norm after a clip with a limit of 1, by the norm before; dotted, no clip:
+
+![Norm after the clip against norm before, for eight shrinks](figures/shrinks.svg)
+
+A cloud of gradients of two entries, in gray, and what is left of it after a clip with a limit of 1:
+
+![A cloud of gradients before and after clips by four measures](figures/measures.svg)
 """
 
 
@@ -41,8 +53,7 @@ def page() -> str:
         f"- `{name}`: {first_sentence(getattr(jaxclip, name))}"
         for name in ("skip_nonfinite", "skip_on_spike", "with_error_feedback")
     )
-    reference = "\n\n".join(f"::: jaxclip.{name}" for name in sorted(jaxclip.named()))
-    return f"{HEAD}\n{table}\n\n## Wrappers\n\n{wrappers}\n\n## Reference\n\n{reference}\n"
+    return f"{HEAD}\n{table}\n\n## Wrappers\n\n{wrappers}\n{FIGURES}"
 
 
 def row(name: str) -> list[str]:
@@ -56,7 +67,7 @@ def row(name: str) -> list[str]:
         where_from(method),
         held_by(name),
     ]
-    return [f"`{name}`", *cells]
+    return [f"[`{name}`](methods/{name}.md)", *cells]
 
 
 def parts(method: Callable, module: str) -> list[str]:

@@ -41,3 +41,5 @@ from .weights import clip_weights_by_fan_in as clip_weights_by_fan_in
 from .wrappers import skip_nonfinite as skip_nonfinite
 from .wrappers import skip_on_spike as skip_on_spike
 from .wrappers import with_error_feedback as with_error_feedback
+
+__version__ = "0.1.0"

@@ -115,7 +115,7 @@ def advise(
       ValueError: there is no norm, no finite norm, a negative norm, or there are more than
         two axes.
 
-    Example:
+    Examples:
       >>> advice = advise([1.0, 2.0, 1.5, 1.0, 9.0])
       >>> print(advice.suggestions[0].code, advice.suggestions[0].clipped)
       jaxclip.clip_by_global_norm(6.2) 0.2

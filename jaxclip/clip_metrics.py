@@ -99,7 +99,7 @@ def metrics(opt_state: Any) -> dict[str, ClipMetrics]:
       The metrics of each clip, in the order of the state. Of clips that have the same name, the
       second is called `name_2`, and so on; give them names of their own by `name=`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, jaxclip, optax
       >>> tx = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(0.1))
       >>> params = jnp.array([3.0, 4.0])

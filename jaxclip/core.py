@@ -92,7 +92,7 @@ def clip(
         the limits are no prefix of the norms; at an update, if `params` is wanted and missing, or
         if the updates lack an array that `init` had.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), 1.0, jaxclip.shrinks.smooth)
       >>> gradient = {"w": jnp.array([3.0, 4.0])}
@@ -147,7 +147,7 @@ def global_norm(tree: PyTree, ord: float = 2) -> Any:
     Returns:
       A scalar.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> gradient = {"w": jnp.array([6e25]), "b": jnp.array([8e25])}
       >>> print(f"{global_norm(gradient):.3g}")
@@ -169,7 +169,7 @@ def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
     Returns:
       The scaled tree; where the norm is nan or infinite, all of it nan.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> gradient = jnp.array([3.0, 4.0])
       >>> print(scale_to_norm(gradient, global_norm(gradient), 1.0))

@@ -73,7 +73,7 @@ def whole(norm: norms.Norm = norms.l2) -> Measure:
     Returns:
       A measure whose norms are one scalar.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> norm, rescale = whole()({"w": jnp.array([3.0]), "b": jnp.array([4.0])})
       >>> print(norm, rescale(jnp.array(0.1)))
@@ -111,7 +111,7 @@ def per_group(
     Raises:
       ValueError: at `init`, if the labels are no prefix of the parameters.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> gradient = {"head": jnp.array([2.0]), "body": [jnp.array([3.0]), jnp.array([4.0])]}
       >>> values, rescale = per_group({"head": "last layer", "body": "others"})(gradient)
@@ -160,7 +160,7 @@ def per_slice(axes: Axes, norm: norms.Norm = norms.l2) -> Measure:
     Raises:
       ValueError: at `init`, if a leaf does not have an axis; it names the leaf.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> kernel = jnp.array([[3.0, 1.0], [4.0, 0.0]])
       >>> values, rescale = per_slice(-1)({"kernel": kernel})
@@ -181,7 +181,7 @@ def per_leaf(norm: norms.Norm = norms.l2) -> Measure:
     Returns:
       A measure whose norms have the structure of the updates, a scalar for each leaf.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> values, rescale = per_leaf()({"w": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])})
       >>> print(values)
@@ -198,7 +198,7 @@ def per_entry() -> Measure:
     Returns:
       A measure whose norms have the structure and shapes of the updates.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> values, rescale = per_entry()(jnp.array([3.0, -4.0]))
       >>> print(values)
@@ -221,7 +221,7 @@ def per_unit(axes: Axes | None = None, norm: norms.Norm = norms.l2) -> Measure:
     Returns:
       A measure whose norms have the structure of the updates, with the kept axes of each leaf.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> values, rescale = per_unit()({"kernel": jnp.ones((9, 2)), "bias": jnp.ones(4)})
       >>> print(values)
@@ -243,7 +243,7 @@ def singular_values() -> Measure:
     Returns:
       A measure whose norms have the structure of the updates, with the singular values of each.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> values, rescale = singular_values()(jnp.diag(jnp.array([1.0, 3.0])))
       >>> print(values)

@@ -73,7 +73,7 @@ def lp(ord: float) -> Norm:
     Raises:
       ValueError: `ord` is below 1, where the triangle inequality, and so clipping, fails.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.whole(jaxclip.norms.lp(3)), 1.0)
     """
@@ -102,7 +102,7 @@ def across(norm: Norm, axis_name: str | Sequence[str]) -> Norm:
     Returns:
       The norm over all devices, equal on all of them. Outside such a map it raises `NameError`.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> from jaxclip import measures, norms
       >>> tx = jaxclip.clip(measures.whole(norms.across(norms.l2, "data")), 1.0)

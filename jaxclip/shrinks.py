@@ -38,7 +38,7 @@ def hard(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
     Returns:
       The factor $s$.
 
-    Example:
+    Examples:
       >>> print(hard(jnp.array([0.5, 2.0]), jnp.array(1.0)))
       [1.  0.5]
     """
@@ -58,7 +58,7 @@ def smooth(norm: Values, limit: Limit) -> Values:
     Returns:
       The factor $s$; at $n = \tau$ it is one half.
 
-    Example:
+    Examples:
       >>> print(smooth(jnp.array([1.0, 3.0]), jnp.array(1.0)))
       [0.5  0.25]
 
@@ -80,7 +80,7 @@ def inverse_sqrt(norm: Values, limit: Limit) -> Values:
     Returns:
       The factor $s$; at $n = \tau$ it is $1/\sqrt 2$.
 
-    Example:
+    Examples:
       >>> print(inverse_sqrt(jnp.array([0.75]), jnp.array(1.0)))
       [0.8]
 
@@ -104,7 +104,7 @@ def tanh(norm: Values, limit: Limit) -> Values:
     Returns:
       The factor $s$; at $n = \tau$ it is 0.76.
 
-    Example:
+    Examples:
       >>> print(tanh(jnp.array([100.0]), jnp.array(1.0)))
       [0.01]
     """
@@ -131,7 +131,7 @@ def normalize(norm: Values, limit: Limit, *, eps: float = 0.0) -> Values:
     Returns:
       The factor $s$.
 
-    Example:
+    Examples:
       >>> print(normalize(jnp.array([0.5, 2.0]), jnp.array(1.0)))
       [2.  0.5]
 
@@ -154,7 +154,7 @@ def psac(norm: Values, limit: Limit, *, r: float = 0.1) -> Values:
     Returns:
       The factor $s$.
 
-    Example:
+    Examples:
       >>> print(psac(jnp.array([0.9]), jnp.array(1.0)))
       [1.]
 
@@ -177,7 +177,7 @@ def band(norm: Values, limit: Limit, *, low: float = 0.5) -> Values:
     Returns:
       The factor $s$.
 
-    Example:
+    Examples:
       >>> print(band(jnp.array([0.25, 0.75, 2.0]), jnp.array(1.0)))
       [2.  1.  0.5]
 
@@ -207,7 +207,7 @@ def drop(norm: Values, limit: Limit) -> Values:
     Returns:
       The factor $s$.
 
-    Example:
+    Examples:
       >>> print(drop(jnp.array([0.5, 2.0]), jnp.array(1.0)))
       [1. 0.]
     """

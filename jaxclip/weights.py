@@ -42,7 +42,7 @@ def clip_weights(
     Raises:
       ValueError: at the first update, if it was given no `params`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax
       >>> tx = optax.chain(optax.sgd(1.0), clip_weights(0.5))
       >>> params, gradient = jnp.array([0.25, 0.25]), jnp.array([-2.0, 0.125])
@@ -80,7 +80,7 @@ def clip_weights_by_fan_in(
     Raises:
       ValueError: at the first update, if it was given no `params`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax
       >>> tx = optax.chain(optax.sgd(1.0), clip_weights_by_fan_in(1.0))
       >>> params = {"kernel": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}

@@ -43,7 +43,7 @@ def with_error_feedback(
       What is not finite is not carried on, and a sum beyond the range of its dtype is the largest
       number of it. A spike of a thousand times the limit is given out over a thousand steps.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, jaxclip
       >>> tx = with_error_feedback(jaxclip.clip_by_global_norm(1.0))
       >>> state = tx.init(jnp.zeros(2))
@@ -135,7 +135,7 @@ def skip_nonfinite(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax
       >>> tx = skip_nonfinite(optax.adam(0.1))
       >>> params = jnp.ones(2)
@@ -218,7 +218,7 @@ def skip_on_spike(
     Raises:
       ValueError: at an update, if `value` is more than one number.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax
       >>> tx = skip_on_spike(optax.adam(0.1))
       >>> params = jnp.ones(2)

@@ -8,6 +8,8 @@ import io
 import pkgutil
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -17,7 +19,10 @@ import jaxclip
 from tests.helpers import METHODS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("index", "extending", "recipes"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("index", "extending", "questions", "recipes")),
+]
 MODULES = [
     name
     for _, name, _ in pkgutil.walk_packages(jaxclip.__path__, "jaxclip.")
@@ -64,12 +69,84 @@ def test_docs_the_table_of_methods_is_that_of_the_code():
     assert (ROOT / "docs" / "methods.md").read_text() == space["page"]()
 
 
+@pytest.fixture(scope="module")
+def method_pages():
+    sys.path.insert(0, str(ROOT / "docs"))  # where it finds `table`
+    yield runpy.run_path(str(ROOT / "docs" / "method_pages.py"))
+    sys.path.remove(str(ROOT / "docs"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(jaxclip.named()))
+def test_docs_the_page_of_a_method_is_that_of_the_code(name, method_pages):
+    assert (ROOT / "docs" / "methods" / f"{name}.md").read_text() == method_pages["page"](name)
+
+
+def test_docs_every_method_has_a_page_and_a_figure():
+    for folder, ending in (("methods", "md"), ("figures", "svg")):
+        found = {file.stem for file in (ROOT / "docs" / folder).glob(f"*.{ending}")}
+        assert set(jaxclip.named()) <= found
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".measures", ".norms", ".per_example", ".shrinks", ".thresholds"]
+)
+def test_docs_every_public_symbol_is_in_the_reference(module):
+    """By its own name, or as a member of a module that the reference shows whole."""
+    module = f"jaxclip{module}"
+    pages = [ROOT / "docs" / "reference.md", *(ROOT / "docs" / "methods").glob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)}
+    public = {
+        name: member.__module__
+        for name, member in vars(importlib.import_module(module)).items()
+        if (inspect.isfunction(member) or inspect.isclass(member))
+        and not name.startswith("_")
+        and member.__module__.startswith(module)
+    }
+    assert len(public) > 5
+    whole = module in shown  # with what it defines itself
+    for name, defined in public.items():
+        assert (whole and defined == module) or {f"{module}.{name}", f"jaxclip.{name}"} & shown, (
+            name
+        )
+
+
+def test_docs_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = [file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page not in navigation] == []
+
+
+@pytest.mark.wide
+def test_docs_the_site_builds_without_a_warning_and_shows_its_formulas(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {file.parent.name: file.read_text() for file in tmp_path.rglob("index.html")}
+    assert "<math" in pages["zclip"]
+    assert [name for name, page in pages.items() if "arithmatex" in page] == []
+
+
+def test_docs_relative_links_lead_to_files():
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        (file.name, link)
+        for file in files
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text())
+        if "://" not in link and not (file.parent / link).exists()
+    ]
+    assert broken == []
+
+
 def rows():
     """The rows of the table of methods, by the method."""
     table = (ROOT / "docs" / "methods.md").read_text().splitlines()
-    cells = [line.strip("| ").split(" | ") for line in table if line.startswith("| `")]
+    cells = [line.strip("| ").split(" | ") for line in table if line.startswith("| [`")]
     columns = ("measure", "threshold", "shrink", "state", "source", "test")
-    return {name.strip("`"): dict(zip(columns, row, strict=True)) for name, *row in cells}
+    return {
+        re.sub(r"\[`(\w+)`\].*", r"\1", name): dict(zip(columns, row, strict=True))
+        for name, *row in cells
+    }
 
 
 def test_docs_every_public_method_has_a_row_and_a_line_in_the_contract():

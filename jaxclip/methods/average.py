@@ -49,7 +49,7 @@ def zclip(
     Returns:
       The transformation; its state holds two numbers and a counter.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(zclip(), optax.adamw(1e-3))
 
@@ -94,7 +94,7 @@ def adagc(
       The transformation; its state holds a number and a counter for every array. Its `update` takes
       the global norm as `grad_norm=` where the caller has it already.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(adagc(), optax.adamw(1e-3))
 
@@ -162,7 +162,7 @@ def clip_by_norm_ratio(
     Returns:
       The transformation; its state holds a number and a counter for every array.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(clip_by_norm_ratio(1.5), optax.adamw(1e-3))
 
@@ -198,7 +198,7 @@ def spam_clip(
     Returns:
       The transformation; its state is as large as the parameters.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(spam_clip(), optax.adam(1e-3))
 
@@ -230,7 +230,7 @@ def limit_norm_growth(
     Returns:
       The transformation; its state holds a number and a counter for every array.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(optax.scale_by_adam(), limit_norm_growth(), optax.scale(-1e-3))
 
@@ -266,7 +266,7 @@ def drop_spikes(
     Returns:
       The transformation; its state holds a number and a counter.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(drop_spikes(), optax.sgd(0.1))
 

@@ -27,7 +27,7 @@ def u_clip(
     Returns:
       The transformation; its state is as large as the parameters.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = u_clip(1.0)
       >>> state = tx.init(jnp.zeros(1))

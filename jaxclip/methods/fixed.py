@@ -30,7 +30,7 @@ def clip_by_global_norm(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clip_by_global_norm(1.0)
       >>> gradient = {"w": jnp.array([3.0]), "b": jnp.array([4.0])}
@@ -60,7 +60,7 @@ def clip_by_leaf_norm(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clip_by_leaf_norm({"w": 1.0, "b": None})
       >>> gradient = {"w": jnp.array([3.0, 4.0]), "b": jnp.array([9.0])}
@@ -98,7 +98,7 @@ def clip_by_group_norm(
     Raises:
       ValueError: at `init`, if the limits are not those of the labels; it names the known groups.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clip_by_group_norm({"head": "a", "body": "b"}, {"a": 1.0, "b": None})
       >>> gradient = {"head": jnp.array([2.0]), "body": jnp.array([2.0])}
@@ -137,7 +137,7 @@ def clip_by_unit_norm(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clip_by_unit_norm(1.0)
       >>> gradient = jnp.array([[3.0, 0.3], [4.0, 0.4]])
@@ -163,7 +163,7 @@ def clip_by_block_rms(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clip_by_block_rms(1.0)
       >>> gradient = jnp.array([2.0, 2.0])
@@ -191,7 +191,7 @@ def normalize_by_global_norm(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = normalize_by_global_norm()
       >>> gradient = jnp.array([0.3, 0.4])
@@ -219,7 +219,7 @@ def smooth_clip_by_global_norm(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = smooth_clip_by_global_norm(5.0)
       >>> gradient = jnp.array([3.0, 4.0])

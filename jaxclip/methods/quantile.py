@@ -28,7 +28,7 @@ def autoclip(
     Returns:
       The transformation.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(autoclip(10.0), optax.adam(1e-3))
 
@@ -61,7 +61,7 @@ def clip_by_history(
     Returns:
       The transformation; its state holds as many numbers as the window.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(optax.scale_by_adam(), clip_by_history(), optax.scale(-1e-3))
 
@@ -93,7 +93,7 @@ def clip_by_quantile(
     Returns:
       The transformation; its state holds a number, where that of `autoclip` holds a window.
 
-    Example:
+    Examples:
       >>> import optax
       >>> tx = optax.chain(clip_by_quantile(0.9, initial=1.0), optax.sgd(0.1))
 

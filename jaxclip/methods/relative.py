@@ -43,7 +43,7 @@ def adaptive_grad_clip(
     Raises:
       ValueError: at the first update, if it was given no `params`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = adaptive_grad_clip(0.1)
       >>> kernel = jnp.array([[3.0, 30.0], [4.0, 40.0]])
@@ -85,7 +85,7 @@ def clippy(
     Raises:
       ValueError: at the first update, if it was given no `params`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clippy(0.1, absolute=0.0)
       >>> weights, updates = jnp.array([1.0, 2.0]), jnp.array([-0.2, 0.1])

@@ -69,7 +69,7 @@ def clip_singular_values(
     Raises:
       ValueError: the method is neither, or does not have the shrink.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clip_singular_values(1.0)
       >>> gradient = jnp.diag(jnp.array([0.5, 3.0]))

@@ -37,7 +37,7 @@ def clip_by_value(
     Returns:
       The transformation. Its metrics are root mean squares over the entries.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> tx = clip_by_value(1.0)
       >>> gradient = jnp.array([0.5, -3.0])

@@ -69,7 +69,7 @@ def clipped_grad(
       ValueError: the limit is negative or nan, or its tree does not fit the parameters; the batch
         is empty or its arrays disagree in length; the loss has side effects; a word is unknown.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> def loss(w, x, y):
       ...     return 0.5 * (x @ w - y) ** 2
@@ -130,7 +130,7 @@ def value_and_clipped_grad(
       TypeError: as in `clipped_grad`.
       ValueError: as in `clipped_grad`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> def loss(w, x):
       ...     return jnp.sum(w * x)
@@ -184,7 +184,7 @@ def norms(
       ValueError: `blocks` does not fit the parameters, the batch is empty or its arrays disagree in
         length, or the loss has side effects.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> def loss(params, x):
       ...     return params["w"] @ x + params["b"]

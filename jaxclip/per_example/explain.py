@@ -112,7 +112,7 @@ def explain(
       TypeError: a parameter is no float, or the loss is no real scalar.
       ValueError: the loss has side effects.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> def loss(params, tokens):
       ...     return jnp.sum(jnp.tanh(tokens @ params["w"] + params["b"]))

@@ -55,7 +55,7 @@ def ema(
         `"within_limit"` is $n_t$ where it is within the limit, which follows no change of level
         beyond it.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.ema(2.0, decay=0.99))
     """
@@ -128,7 +128,7 @@ def zscore(
         never follows a change of level. `"raw"` is $n_t$, which does. `"within_limit"` leaves the
         moments as they are where the norm is beyond the limit.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.zscore(3.0, feed="raw"))
 
@@ -197,7 +197,7 @@ def previous(growth: Number, *, feed: Literal["clipped", "raw"] = "clipped") -> 
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$: after a norm that was tiny once, the limit
         takes thousands of steps to come back. `"raw"` is $n_t$.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.previous(1.01))
 
@@ -248,7 +248,7 @@ def second_moment(
       warmup: the first step that has a limit. There is none either while $v$ is 0.
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$, `"raw"` is $n_t$.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(
       ...     jaxclip.measures.per_entry(), jaxclip.thresholds.second_moment(5000.0))

@@ -113,7 +113,7 @@ def constant(limit: float | Limit) -> Threshold:
       TypeError: the limit is no number.
       ValueError: the limit is a negative number or nan, or an array that is no scalar.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.constant(1.0))
     """
@@ -129,7 +129,7 @@ def scheduled(schedule: Schedule) -> Threshold:
     Args:
       schedule: $f$, any Optax schedule. A negative value counts as 0.
 
-    Example:
+    Examples:
       >>> import jaxclip, optax
       >>> limit = jaxclip.thresholds.scheduled(optax.cosine_decay_schedule(1.0, 1000))
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), limit)
@@ -149,7 +149,7 @@ def relative(ratio: float | Limit, *, eps: float = 1e-3) -> Threshold:
     Raises:
       ValueError: at the first update, if it was given no `params`.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.relative(0.01))
 
@@ -180,7 +180,7 @@ def as_threshold(limit: LimitLike, *, name: str = "limit") -> Threshold:
       TypeError: it is not of these types.
       ValueError: it is a negative number or nan, or an array that is no scalar.
 
-    Example:
+    Examples:
       >>> threshold = as_threshold(1.0)
     """
     if isinstance(limit, Threshold):

@@ -19,7 +19,7 @@ def lowest(*limits: LimitLike) -> Threshold:
     Raises:
       ValueError: no threshold is given.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> from jaxclip.thresholds import lowest, relative
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), lowest(1.0, relative(0.01)))
@@ -52,7 +52,7 @@ def cascade(first: LimitLike, second: LimitLike) -> Threshold:
       first: $\tau_1$.
       second: $\tau_2$; it learns from clipped norms.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> from jaxclip.thresholds import cascade, ema
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), cascade(1.0, ema(1.05, decay=0.98)))
@@ -81,7 +81,7 @@ def warmup_then(warmup: int | Array, before: LimitLike, after: LimitLike) -> Thr
       before: the limit of the first $T$ steps.
       after: the limit that follows. It sees the norms of the warm-up, too, and learns from them.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> limit = jaxclip.thresholds.warmup_then(1000, 10.0, 1.0)
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), limit)

@@ -18,7 +18,7 @@ def geometric_quantile(
       rate: $\eta$. The limit moves by $e^{\eta q}$ or $e^{-\eta (1 - q)}$ at every step.
       initial: $C > 0$.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> limit = jaxclip.thresholds.geometric_quantile(0.9, initial=1.0)
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), limit)

@@ -69,7 +69,7 @@ def history(sigma: Number = 3.0, *, window: int = 128) -> Threshold:
       sigma: $k$.
       window: $N$; the state holds as many numbers for every block.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.history(3.0))
 
@@ -111,7 +111,7 @@ def quantile(quantile: Number = 0.1, *, window: int = 1024) -> Threshold:
         that a step costs a shift of the window and not a sort. `geometric_quantile` tracks a
         quantile with a single number.
 
-    Example:
+    Examples:
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.whole(), jaxclip.thresholds.quantile(0.1))
 

@@ -26,7 +26,7 @@ def check_rule(loss: Callable, params: Any, *batch: Any, tolerance: float = 1e-4
     Raises:
       AssertionError: a parameter meets no rule, or a norm or a gradient differs.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> check_rule(lambda w, x: jnp.sum(jnp.tanh(x @ w)), jnp.eye(3), jnp.ones((4, 2, 3)))
 
