@@ -13,11 +13,18 @@ import tyro
 
 from experiments import files
 from experiments.errors import BadInput
-from experiments.options.checks import check_count, check_learning_rate, check_seed, flag
+from experiments.options.checks import (
+    check_count,
+    check_learning_rate,
+    check_positive,
+    check_seed,
+    flag,
+)
 from experiments.options.clip import Clip, Limit, constant_limit, read_limit
 from experiments.options.places import Folder, Platform, command_line
 from experiments.runs.folder import open_run
 from experiments.runs.run import Job, Place, run, use
+from experiments.runs.stopping import EarlyStopping
 from experiments.tasks.mnist import Mnist
 from experiments.training.config import Config, Trial, trial
 
@@ -145,6 +152,9 @@ class RunMnist(Run):
         learning_rate: The learning rate; 0.001 suits adam and adamw.
         batch_size: The number of examples of a step. An incomplete last batch is dropped.
         epochs: Passes over the training data, reshuffled each time.
+        until_loss: Stop after the first epoch whose mean training loss is this or less. Schedules
+            still go over all epochs.
+        patience: Stop after this many epochs without a lower mean training loss.
         hidden: The widths of the hidden layers, as in --hidden 256 128.
         precision: The type that the layers compute in. The parameters stay float32.
         seed: Decides the initial parameters and the order of the examples.
@@ -160,6 +170,8 @@ class RunMnist(Run):
     learning_rate: float = 0.01
     batch_size: int = 100
     epochs: int = 10
+    until_loss: Annotated[float | None, tyro.conf.arg(metavar="LOSS")] = None
+    patience: Annotated[int | None, tyro.conf.arg(metavar="EPOCHS")] = None
     hidden: tuple[int, ...] = (128,)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -169,6 +181,7 @@ class RunMnist(Run):
         """Raises `BadInput` for values that no training can have."""
         self.config()
         self.trial()
+        self.stopping()
 
     def job(self) -> Job:
         """Returns the training."""
@@ -180,6 +193,7 @@ class RunMnist(Run):
             config=config,
             trial=self.trial(),
             data=config.task.data(self.mnist_dir),
+            stopping=self.stopping(),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -212,6 +226,14 @@ class RunMnist(Run):
         check_seed(self.seed)
         limit = self.parse_limit()
         return trial(self.seed, self.learning_rate, limit.first, limit.last, limit.by)
+
+    def stopping(self) -> EarlyStopping:
+        """Returns when the run stops before its last epoch."""
+        if self.until_loss is not None:
+            check_positive("until_loss", self.until_loss)
+        if self.patience is not None:
+            check_count("patience", self.patience)
+        return EarlyStopping(self.until_loss, self.patience)
 
     def parse_clip(self) -> Clip:
         """Returns the clip of this run, tried at both ends of its limit."""

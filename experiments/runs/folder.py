@@ -12,6 +12,7 @@ checkpoint; resuming cuts it back to there.
 """
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ import numpy as np
 
 from experiments import files
 from experiments.errors import BadInput
+from experiments.runs.stopping import mean_loss
 from experiments.training.train import History, State
 
 MARGIN = 1 << 20  # bytes, for the metadata of a checkpoint
@@ -151,6 +153,14 @@ class Run:
         series = [np.array([line[name] for line in lines], float) for name in SERIES]
         scores = [line["score"] for line in lines if "score" in line]
         return Metrics(*series, score=np.array(scores, float))
+
+    def epoch_losses(self) -> list[float]:
+        """Returns the mean loss of every epoch in `metrics.jsonl`."""
+        by_epoch: dict[int, list[float]] = {}
+        for line in self.lines():
+            loss = math.nan if line["loss"] is None else line["loss"]
+            by_epoch.setdefault(line["epoch"], []).append(loss)
+        return [mean_loss(losses) for losses in by_epoch.values()]
 
     def save(self, state: State, made_by: Mapping[str, Any]) -> None:
         """Keeps the state, under the number of its epoch.

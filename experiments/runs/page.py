@@ -17,12 +17,14 @@ def page(run: Run) -> Page:
         raise BadInput(
             f"{run.folder} has no finished epoch: continue it with --resume {run.folder}"
         )
+    result = run.result() or {}
     task, clip = config.get("task"), config.get("clip", "the clip of every example")
     return Page(
         title=f"{task}, {clip}",
         question=f"What did {clip} do?",
         answer=f"{100 * metrics.score[-1]:.2f} % after {len(metrics.score)} epochs; "
-        f"{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped.",
+        f"{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped."
+        + (f"\nIt stopped {result['stopped']}." if "stopped" in result else ""),
         tables=[],
         figures=make_figures(metrics),
         details={

@@ -16,6 +16,7 @@ from experiments.pages import figures
 from experiments.runs import page, progress, trackers
 from experiments.runs.folder import Run, create_run, open_run
 from experiments.runs.private import Privacy
+from experiments.runs.stopping import NEVER, EarlyStopping, mean_loss
 from experiments.training import train
 from experiments.training.config import Config, Trial
 from experiments.training.data import Data
@@ -35,6 +36,7 @@ class Result(TypedDict):
         norm_median: of the norms before the clip.
         norm_max: of the norms before the clip.
         steps: the number of steps.
+        stopped: after which epoch and why, where a rule may stop the run early.
         seconds: of this process.
         parameters_sha256: equal where the parameters are, bit for bit.
         privacy: of a private training.
@@ -46,6 +48,7 @@ class Result(TypedDict):
     norm_median: float | None
     norm_max: float | None
     steps: int
+    stopped: NotRequired[str]
     seconds: float
     parameters_sha256: str
     privacy: NotRequired[Privacy]
@@ -61,6 +64,7 @@ class Job:
         config: the code of the training.
         trial: its numbers.
         data: the examples.
+        stopping: when it stops before its last epoch.
         packages: further packages that its bits depend on.
         privacy: the guarantee, where there is one.
     """
@@ -70,6 +74,7 @@ class Job:
     config: Config
     trial: Trial
     data: Data
+    stopping: EarlyStopping = NEVER
     packages: Sequence[str] = ()
     privacy: Privacy | None = None
 
@@ -100,6 +105,8 @@ def run(job: Job, place: Place) -> Result:
     check(job)
     with open_folder(job, place) as folder:
         result = folder.result(Result) or fit(job, folder, place)
+    if "stopped" in result:
+        print(f"Stopped {result['stopped']}")
     print(conclusion(result))
     print(f"Kept in {folder.folder}")
     return result
@@ -200,6 +207,8 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
     done = int(state.epoch)
     steps = done * train.steps_per_epoch(config, data)
     folder.cut(steps)
+    losses = folder.epoch_losses()
+    stopped = job.stopping.reason(losses)
     folder.begin(origin["versions"])
     share = progress.clip_rate if config.per_example is None else progress.examples_clipped
     tracker = make_tracker(job, folder, place, steps)
@@ -208,12 +217,16 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
         progress.report(config.epochs, done, share=share) as report,
     ):
         for number in range(done + 1, config.epochs + 1):
+            if stopped is not None:
+                break
             state, history = epoch(config, trial, data, state)
             history = jax.device_get(history)
             folder.append(number, history)
             trackers.log_epoch(tracker, number, history)
             folder.save(state, origin)
             report(number, history)
+            losses.append(mean_loss(history.loss))
+            stopped = job.stopping.reason(losses)
     metrics = folder.metrics()
     drawn = page.make_figures(metrics)
     files.write(folder.folder / "curves.png", lambda file: figures.save(drawn, file, "png"))
@@ -228,6 +241,9 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
     }
     if config.per_example is not None:
         result["examples_clipped"] = float(np.mean(metrics.clipped))
+    if job.stopping != NEVER:
+        reason = stopped or "the last one"
+        result["stopped"] = f"after epoch {len(losses)} of {config.epochs}: {reason}"
     if job.privacy is not None:
         result["privacy"] = job.privacy
     folder.finish(result)

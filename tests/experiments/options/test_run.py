@@ -77,9 +77,11 @@ def test_every_option_is_either_spelled_out_or_a_place():
         (RunMnist(learning_rate=-0.1), "--learning-rate"),
         (RunMnist(learning_rate=math.nan), "--learning-rate"),
         (RunMnist(seed=2**31), "--seed"),
+        (RunMnist(until_loss=-1.0), "--until-loss"),
+        (RunMnist(until_loss=math.inf), "--until-loss"),
+        (RunMnist(patience=0), "--patience"),
     ],
 )
 def test_options_that_mean_nothing_are_told(options, message):
     with pytest.raises(BadInput, match=message):
-        options.config()
-        options.trial()
+        options.check()

@@ -80,6 +80,55 @@ def test_a_run_that_stops_ends_as_if_it_had_not(tiny_mnist, interrupted, finishe
     assert Path("run/metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
 
 
+def stopped_epochs(folder):
+    result = json.loads((folder / "result.json").read_text())
+    return result["stopped"], len(runs.Run(folder).metrics().score)
+
+
+def test_a_run_stops_at_a_loss_and_says_why(tiny_mnist, finished, capsys):
+    losses = runs.Run(finished[0]).epoch_losses()
+    assert losses[1] < losses[0]
+    trained(dataclasses.replace(OPTIONS, until_loss=losses[1]))
+    reason = f"after epoch 2 of 4: the loss {losses[1]:.4g} is at most {losses[1]:g}"
+    assert f"Stopped {reason}" in capsys.readouterr().out
+    assert stopped_epochs(Path("run")) == (reason, 2)
+    # The epochs that it has are those of the run that goes on.
+    ahead = (finished[0] / "metrics.jsonl").read_text()
+    assert ahead.startswith(Path("run/metrics.jsonl").read_text())
+
+
+def test_a_run_that_waits_in_vain_stops_and_says_why(tiny_mnist, capsys):
+    still = dataclasses.replace(OPTIONS, learning_rate=0.0, batch_size=200, epochs=9, patience=2)
+    trained(still)
+    reason, epochs = stopped_epochs(Path("run"))
+    # The sum over a batch in another order may be a lower one by a bit, once or twice.
+    assert epochs < 9
+    assert reason.startswith(f"after epoch {epochs} of 9: no loss below ")
+    assert reason.endswith("in 2 epochs")
+
+
+def test_a_run_that_no_rule_stops_says_so(tiny_mnist, capsys):
+    trained(dataclasses.replace(OPTIONS, until_loss=1e-9, patience=4))
+    assert stopped_epochs(Path("run")) == ("after epoch 4 of 4: the last one", 4)
+
+
+def test_a_killed_run_stops_where_it_would_have(tiny_mnist, finished, monkeypatch, capsys):
+    """It is killed when its last checkpoint is written, and its result is not."""
+    loss = runs.Run(finished[0]).epoch_losses()[1]
+    options = dataclasses.replace(OPTIONS, until_loss=loss)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "finish", interrupt)
+        with pytest.raises(Stopped):
+            trained(options)
+    monkeypatch.setattr(run, "epoch", None)
+    result = trained(dataclasses.replace(options, resume=Path("run")))
+    assert result["stopped"].startswith("after epoch 2 of 4")
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
 def test_a_training_that_diverges_says_so():
     result = {"accuracy": 0.098, "clip_rate": 0.0, "norm_median": None, "norm_max": None}
     assert "norm: median not finite, maximum not finite" in run.conclusion(result)
@@ -125,6 +174,9 @@ def test_the_options_of_a_run_are_found_again(finished):
         ({"limit": "high"}, "--limit high is neither a number nor a schedule"),
         ({"learning_rate": True}, "learning_rate is True, not a finite number"),
         ({"dropout": 0.5}, "'dropout' unknown"),
+        ({"until_loss": 0}, "--until-loss is 0: give a number above 0"),
+        ({"patience": 0}, "--patience is 0: give 1 or more"),
+        ({"patience": 1.5}, "patience is 1.5, not an integer or null"),
         ({"resume": "here"}, "'resume' unknown"),
         ({"task": "mnist-private"}, "is that of a run of mnist-private, not of mnist"),
         ({"task": "mnist", "seed": ...}, "seed missing"),

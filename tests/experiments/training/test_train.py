@@ -10,6 +10,7 @@ import pytest
 
 import jaxclip
 from experiments.errors import BadInput
+from experiments.tasks.mnist import Mnist
 from experiments.training import schedules, train
 from experiments.training.config import Config, Trial, trial
 from experiments.training.data import Data
@@ -85,6 +86,90 @@ def test_what_is_held_out_has_a_score_of_its_own():
     np.testing.assert_array_equal(history.validation, other.score)
     assert np.all(np.isnan(other.validation))
     assert np.all(history.validation != history.score)
+
+
+def reference_step(layers, images, labels, rate, limit):
+    """The step theta - alpha clip(grad) of an MLP in NumPy: parameters, loss and norm."""
+    outputs = [images]
+    for kernel, bias in layers[:-1]:
+        outputs.append(np.maximum(outputs[-1] @ kernel + bias, 0))
+    kernel, bias = layers[-1]
+    logits = outputs[-1] @ kernel + bias
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    shares = exponentials / exponentials.sum(1, keepdims=True)
+    rows = np.arange(len(labels))
+    loss = -np.log(shares[rows, labels]).mean()
+    back = (shares - np.eye(10)[labels]) / len(labels)
+    gradients = []
+    for (kernel, _), output in zip(layers[::-1], outputs[::-1], strict=True):
+        gradients.append((output.T @ back, back.sum(0)))
+        back = (back @ kernel.T) * (output > 0)
+    norm = np.sqrt(sum((part**2).sum() for gradient in gradients for part in gradient))
+    factor = limit / norm if norm > limit else 1.0
+    moved = [
+        tuple(part - rate * factor * way for part, way in zip(layer, gradient, strict=True))
+        for layer, gradient in zip(layers, gradients[::-1], strict=True)
+    ]
+    return moved, loss, norm
+
+
+def to_layers(params):
+    return [
+        tuple(np.asarray(layer[name], np.float64) for name in ("kernel", "bias"))
+        for _, layer in sorted(params["layers"].items())
+    ]
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, np.inf])
+def test_the_loop_is_theta_minus_alpha_clip_of_the_gradient_number_by_number(tiny, limit):
+    """Forward, loss, gradient, clip and update in NumPy, in double precision, step for step."""
+    config = Config(Mnist(hidden=(16, 12)), jaxclip.clip_by_global_norm, batch_size=50, epochs=3)
+    numbers = trial(seed=3, learning_rate=0.3, limit=limit)
+    state = train.init(config, numbers, tiny)
+    layers = to_layers(state.params)
+    clipped = 0
+    for number in range(config.epochs):
+        order, _ = config.sampler(
+            jax.random.fold_in(train.keys(numbers.seed).batches, number), 200, 4, 50
+        )
+        state, history = jax.jit(functools.partial(train.epoch, config))(numbers, tiny, state)
+        for step, rows in enumerate(np.asarray(order)):
+            images = tiny.train.images[rows].reshape(50, -1) / 255
+            layers, loss, norm = reference_step(
+                layers, images, tiny.train.labels[rows], float(numbers.learning_rate), limit
+            )
+            np.testing.assert_allclose(history.loss[step], loss, rtol=1e-5)
+            np.testing.assert_allclose(history.norm[step], norm, rtol=1e-5)
+            assert bool(history.clipped[step]) == (norm > limit)
+            clipped += norm > limit
+        for ours, reference in zip(to_layers(state.params), layers, strict=True):
+            for mine, wanted in zip(ours, reference, strict=True):
+                np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-6)
+    assert (clipped > 0) == (limit < np.inf)
+
+
+def test_to_look_at_the_norm_first_and_clip_above_one_is_the_same_step_for_step():
+    """`if norm > 1: gradient /= norm`, as it is often written, in eager JAX."""
+    numbers = trial(seed=1, learning_rate=0.3)
+    state = train.init(FITTED, numbers, LINE)
+    params, clipped = state.params, []
+    for number in range(FITTED.epochs):
+        order, _ = FITTED.sampler(
+            jax.random.fold_in(train.keys(numbers.seed).batches, number), 40, 5, 8
+        )
+        state, history = train.epoch(FITTED, numbers, LINE, state)
+        for step, rows in enumerate(np.asarray(order)):
+            gradient = jax.grad(FITTED.task.loss)(params, (POINTS[rows], 2 * POINTS[rows] + 1))
+            norm = optax.tree.norm(gradient)
+            if norm > 1.0:
+                gradient = jax.tree.map(lambda leaf, norm=norm: leaf / norm, gradient)
+            clipped.append(bool(norm > 1.0))
+            assert bool(history.clipped[step]) == clipped[-1]
+            params = jax.tree.map(
+                lambda leaf, way: leaf - numbers.learning_rate * way, params, gradient
+            )
+    assert 0 < np.mean(clipped) < 1
+    chex.assert_trees_all_close(state.params, params, rtol=1e-6)
 
 
 def test_the_limit_follows_its_schedule():
