@@ -20,6 +20,10 @@ from .shrinks import Nonfinite
 from .thresholds import LimitLike
 
 FanIn = Callable[[leaves.Path, Array], int | None]
+# The names of Flax and Haiku.
+BIASES = ("bias", "b")
+EMBEDDINGS = ("embedding", "embeddings")
+PROJECTIONS = ("query", "key", "value")  # [d, heads, size], with no bias that would tell
 
 
 @named_method()
@@ -67,9 +71,11 @@ def clip_weights_by_fan_in(
     Args:
       scale: $\kappa$; a number, an array, a schedule or a threshold.
       fan_in: a function of `(path, leaf)` that returns how many inputs feed a unit, or None for a
-        leaf to be left alone. By default a kernel's is the product of all its axes but the last, a
-        vector's that of the kernel beside it in the same dict whose last axis is as long, and all
-        else is left alone.
+        leaf to be left alone. By default a kernel's is the product of its input axes: those before
+        the axes of the `bias` beside it, as in `[d, heads, size]` of Flax's attention, otherwise
+        all but the last. A bias, and a vector as long as a kernel beside it, has that kernel's. An
+        `embedding` has its last axis, as in its initialization. All else is left alone. The
+        `[out, in]` kernels of Equinox and kernels that `scan` stacked want a function.
       **options: `nonfinite` and `name`, as in `clip`; it is the update that becomes nan or zero
         where the parameter would be nan or infinite.
 
@@ -161,14 +167,32 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
 
 
 def _of_kernels(params: optax.Params) -> FanIn:
-    """The fan-in of kernels, and of the vectors beside them."""
+    """The fan-in of kernels, of what is beside them, and of embeddings."""
     entries, _ = leaves.leaves_with_path(params)
-    kernels: dict[tuple, int] = {}
+    biases = {path[:-1]: jnp.shape(x) for path, x in entries if _name(path) in BIASES}
+    inputs: dict[tuple, int] = {}  # by the place and the shape of the outputs
+    own: dict[leaves.Path, int] = {}
     for path, x in entries:
-        if jnp.ndim(x) > 1:
-            kernels[(path[:-1], x.shape[-1])] = math.prod(x.shape[:-1])
+        shape = jnp.shape(x)
+        if _name(path) in EMBEDDINGS and shape:
+            own[path] = shape[-1]
+        elif len(shape) > 1 and _name(path) not in BIASES:
+            split = len(shape) - _count_outputs(path, shape, biases.get(path[:-1], ()))
+            own[path] = inputs[(path[:-1], shape[split:])] = math.prod(shape[:split])
 
     def fan_in(path: leaves.Path, x: Array) -> int | None:
-        return kernels.get((path[:-1], x.shape[-1])) if jnp.ndim(x) else None
+        return own.get(path, inputs.get((path[:-1], x.shape)))
 
     return fan_in
+
+
+def _count_outputs(path: leaves.Path, kernel: tuple[int, ...], bias: tuple[int, ...]) -> int:
+    """How many axes of a kernel, the last ones, are outputs."""
+    if bias and len(bias) < len(kernel) and kernel[-len(bias) :] == bias:
+        return len(bias)
+    return 2 if len(kernel) == 3 and _name(path[:-1]) in PROJECTIONS else 1
+
+
+def _name(path: leaves.Path) -> str:
+    """The last name of a path, empty for the root."""
+    return jax.tree_util.keystr(path[-1:], simple=True)

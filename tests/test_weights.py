@@ -2,11 +2,13 @@
 
 import functools
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen, nnx
 
 import jaxclip
 from tests.helpers import same_bits
@@ -52,6 +54,65 @@ def test_weights_by_fan_in_of_kernels_and_what_is_beside_them():
     assert same_bits(out["norm"], far["norm"])
     assert same_bits(out["step"], far["step"])
     assert float(jaxclip.metrics(state)["clip"].limit) == 1.0
+
+
+def bounds(params):
+    """What far updates leave of parameters: how far from 0 each array may be, None without end."""
+    tx = jaxclip.clip_weights_by_fan_in(1.0)
+    far = jax.tree.map(lambda x: jnp.full_like(x, 1e3), params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    out, _ = jax.jit(tx.update)(far, tx.init(params), zeros)
+    return jax.tree.map(lambda x: None if np.max(x) == 1e3 else 1 / float(np.max(x)) ** 2, out)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("library", ["nnx", "linen"])
+def test_weights_by_fan_in_of_attention(library, use_bias):
+    """A projection [d, heads, size] has d inputs, the output [heads, size, d] the other way."""
+    shape = (2, 5, 8)
+    if library == "nnx":
+        module = nnx.MultiHeadAttention(2, 8, 6, use_bias=use_bias, rngs=nnx.Rngs(0))
+        params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    else:
+        module = linen.MultiHeadDotProductAttention(2, qkv_features=6, use_bias=use_bias)
+        params = module.init(jax.random.key(0), jnp.ones(shape))["params"]
+    found = bounds(params)
+    for projection in ("query", "key", "value"):
+        assert params[projection]["kernel"].shape == (8, 2, 3)
+        for leaf in found[projection].values():
+            np.testing.assert_allclose(leaf, 8, rtol=1e-5)
+    for leaf in found["out"].values():
+        np.testing.assert_allclose(leaf, 6, rtol=1e-5)
+
+
+def test_weights_by_fan_in_of_attention_in_haiku():
+    def network(x):
+        init = hk.initializers.RandomNormal()
+        return hk.MultiHeadAttention(2, 3, w_init=init, model_size=7)(x, x, x)
+
+    params = hk.transform(network).init(jax.random.key(0), jnp.ones((2, 5, 8)))
+    found = bounds(params)
+    for name, inputs in {"query": 8, "key": 8, "value": 8, "linear": 6}.items():
+        for leaf in found[f"multi_head_attention/{name}"].values():
+            np.testing.assert_allclose(leaf, inputs, rtol=1e-5)
+
+
+def test_weights_by_fan_in_of_embeddings_and_of_biases_of_other_shapes():
+    params = {
+        "embed": {"embedding": jnp.zeros((50, 4))},
+        "haiku": {"embeddings": jnp.zeros((50, 4))},
+        # One that broadcasts is none of the outputs; a square kernel is no bias.
+        "odd": {"kernel": jnp.zeros((3, 5, 2)), "bias": jnp.zeros((1, 2))},
+        "two": {"w1": jnp.zeros((4, 2)), "w2": jnp.zeros((3, 4, 2))},
+        "general": {"kernel": jnp.zeros((3, 5, 2, 7)), "bias": jnp.zeros((5, 2, 7))},
+    }
+    found = bounds(params)
+    np.testing.assert_allclose(found["embed"]["embedding"], 4, rtol=1e-5)
+    np.testing.assert_allclose(found["haiku"]["embeddings"], 4, rtol=1e-5)
+    np.testing.assert_allclose(found["odd"]["kernel"], 15, rtol=1e-5)
+    assert found["odd"]["bias"] is None
+    np.testing.assert_allclose([found["two"]["w1"], found["two"]["w2"]], [4, 12], rtol=1e-5)
+    np.testing.assert_allclose(list(found["general"].values()), [3, 3], rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
