@@ -108,6 +108,14 @@ METHODS = [
 ]
 # fmt: on
 
+# What is public beside the methods, and forms of a method that run other code.
+WRAPPERS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
+    "newton_schulz": lambda: jaxclip.clip_singular_values(0.5, method="newton_schulz"),
+    "skip_nonfinite": lambda: jaxclip.skip_nonfinite(jaxclip.clip_by_global_norm(0.5)),
+    "skip_on_spike": lambda: jaxclip.skip_on_spike(jaxclip.clip_by_global_norm(0.5)),
+    "with_error_feedback": lambda: jaxclip.with_error_feedback(jaxclip.clip_by_global_norm(0.5)),
+}
+
 
 def tree(*dtypes: Any, size: float = 1.0, seed: int = 0) -> dict:
     """A small gradient with entries about `size`, its leaves of the dtypes in turn."""
