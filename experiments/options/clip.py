@@ -12,16 +12,16 @@ import optax
 
 import jaxclip
 from experiments.errors import BadInput, check_name, nearest
-from experiments.training import config, schedules
+from experiments.training import config
+from experiments.training.schedules import SHAPES, shape_number
 
-SHAPES = {"linear": schedules.linear, "cosine": schedules.cosine, "step": schedules.step}
 FORM = "give its name, with literals for arguments, such as clip_by_leaf_norm(ord=1)"
 
 
 class Limit(NamedTuple):
     """A limit that goes from `first` to `last` by the share `by` of the steps, or stays `first`."""
 
-    shape: schedules.Shape | None
+    shape: int | None
     first: float
     last: float
     by: float
@@ -54,7 +54,7 @@ def read_limit(text: str) -> Limit:
         raise BadInput(
             f"--limit {text} is to end at the share {by} of the steps: give 0 < share <= 1"
         )
-    return Limit(SHAPES[shape], first, last, by)
+    return Limit(shape_number(shape), first, last, by)
 
 
 @dataclasses.dataclass(frozen=True)

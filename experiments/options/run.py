@@ -214,7 +214,7 @@ class RunMnist(Run):
             task=Mnist(self.hidden, self.precision, dataset=self.dataset),
             clip=self.parse_clip(),
             optimizer=OPTIMIZERS[self.optimizer],
-            schedule=self.parse_limit().shape,
+            schedule=self.parse_limit().shape is not None,
             clip_last=self.clip_last,
             batch_size=self.batch_size,
             epochs=self.epochs,
@@ -225,7 +225,9 @@ class RunMnist(Run):
         check_learning_rate(self.learning_rate)
         check_seed(self.seed)
         limit = self.parse_limit()
-        return trial(self.seed, self.learning_rate, limit.first, limit.last, limit.by)
+        shape = limit.shape or 0
+        numbers = limit.first, limit.last, limit.by
+        return trial(self.seed, self.learning_rate, *numbers, shape=shape)
 
     def stopping(self) -> EarlyStopping:
         """Returns when the run stops before its last epoch."""

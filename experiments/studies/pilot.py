@@ -38,7 +38,7 @@ def pilot(config: Config, trial: Trial, data: Data) -> jaxclip.Advice:
     Raises:
         BadInput: not one norm was finite.
     """
-    unclipped = dataclasses.replace(config, clip=no_clip, schedule=None, per_example=None)
+    unclipped = dataclasses.replace(config, clip=no_clip, schedule=False, per_example=None)
     history = jax.jit(train.train, static_argnums=0)(unclipped, trial, data)
     try:
         return jaxclip.advise(np.ravel(history.norm))

@@ -10,7 +10,7 @@ from experiments.studies.page import comparison_figure, epoch_figure, knob_figur
 from experiments.studies.settings import SETTINGS, Setting
 from experiments.studies.study import Arm, Outcome, Study, best, verdict
 from experiments.sweeps.grid import values, zipped
-from experiments.training import schedules
+from experiments.training.schedules import shape_number
 
 
 def arms(full: bool) -> Sequence[Arm]:
@@ -24,11 +24,11 @@ def arms_of_setting(setting: Setting) -> list[Arm]:
     scheduled = functools.partial(scheduled_arm, setting)
     return [
         unclipped_arm(setting),
-        scheduled("constant", None, 1.0),
-        scheduled("warm-up, 0.1 to 1 in a tenth", schedules.linear, 1.0, first=0.1, by=0.1),
-        scheduled("linear, 1 to 0.1", schedules.linear, 0.1),
-        scheduled("cosine, 1 to 0.1", schedules.cosine, 0.1),
-        scheduled("step, 1 to 0.1 at the half", schedules.step, 0.1, by=0.5),
+        scheduled("constant", "linear", 1.0),
+        scheduled("warm-up, 0.1 to 1 in a tenth", "linear", 1.0, first=0.1, by=0.1),
+        scheduled("linear, 1 to 0.1", "linear", 0.1),
+        scheduled("cosine, 1 to 0.1", "cosine", 0.1),
+        scheduled("step, 1 to 0.1 at the half", "step", 0.1, by=0.5),
         *(make_arm(method, setting) for method in ("autoclip", "clip_by_quantile", "zclip")),
     ]
 
@@ -36,7 +36,7 @@ def arms_of_setting(setting: Setting) -> list[Arm]:
 def scheduled_arm(
     setting: Setting,
     name: str,
-    shape: schedules.Shape | None,
+    shape: str,
     last: float,
     first: float = 1.0,
     by: float = 1.0,
@@ -47,8 +47,9 @@ def scheduled_arm(
         values("limit", *(first * limit for limit in limits)),
         values("last_limit", *(last * limit for limit in limits)),
         values("by", *(by for _ in limits)),
+        values("shape", *(shape_number(shape) for _ in limits)),
     )
-    config = setting.config(jaxclip.clip_by_global_norm, schedule=shape)
+    config = setting.config(jaxclip.clip_by_global_norm, schedule=True)
     return Arm(name, setting, config, at_learning_rate(setting, grid))
 
 

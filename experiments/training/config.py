@@ -5,7 +5,7 @@ function or a shape, and costs a compilation of its own.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ import optax
 
 from experiments.training.data import Data
 from experiments.training.sampling import Sampler, shuffle
-from experiments.training.schedules import Shape
+from experiments.training.schedules import shape_number
 
 Params = Any
 Batch = Any
@@ -50,8 +50,11 @@ class Config:
         task: the task.
         clip: makes the clip from its limit, which is an array or a schedule:
             `lambda limit: jaxclip.clip_by_global_norm(limit)`. A method without a limit ignores it.
-        optimizer: makes the optimizer from its learning rate f32[].
-        schedule: how the limit goes from `Trial.limit` to `Trial.last_limit`; None: it stays.
+            What `Trial.clip` holds are further arguments.
+        optimizer: makes the optimizer from its learning rate, which is an array f32[] or a
+            schedule. What `Trial.optimizer` holds are further arguments.
+        schedule: whether the limit goes from `Trial.limit` to `Trial.last_limit`.
+        rate_schedule: whether the learning rate warms up and goes to `Trial.last_rate`.
         clip_last: whether the clip comes after the optimizer, not before.
         per_example: makes, of the loss of an example and the limit, a function of a batch that
             returns its loss, its gradient and the norms, as `jaxclip.value_and_clipped_grad` does;
@@ -65,9 +68,10 @@ class Config:
     """
 
     task: Task
-    clip: Callable[[Limit], optax.GradientTransformation]
-    optimizer: Callable[[jax.Array], optax.GradientTransformation] = optax.sgd
-    schedule: Shape | None = None
+    clip: Callable[..., optax.GradientTransformation]
+    optimizer: Callable[..., optax.GradientTransformation] = optax.sgd
+    schedule: bool = False
+    rate_schedule: bool = False
     clip_last: bool = False
     per_example: Callable[[Callable, Limit], Callable] | None = None
     noise: Callable[[jax.Array], optax.GradientTransformation] | None = None
@@ -83,10 +87,17 @@ class Trial(NamedTuple):
 
     Attributes:
         seed: i32[], decides the first parameters and the order of the examples.
-        learning_rate: f32[].
+        learning_rate: f32[], at its peak.
         limit: f32[], given to `Config.clip`.
         last_limit: f32[], where `Config.schedule` takes the limit.
         by: f32[], the share of the steps by which it is there.
+        shape: i32[], the shape of its way there, by its number in `schedules.SHAPES`.
+        warm_up: f32[], the share of the steps in which the learning rate rises to its peak, where
+            `Config.rate_schedule`.
+        last_rate: f32[], the share of the peak that the learning rate falls to.
+        rate_shape: i32[], the shape of its way there.
+        clip: further arguments f32[] of `Config.clip`.
+        optimizer: further arguments f32[] of `Config.optimizer`.
     """
 
     seed: jax.Array
@@ -94,6 +105,12 @@ class Trial(NamedTuple):
     limit: jax.Array
     last_limit: jax.Array
     by: jax.Array
+    shape: jax.Array
+    warm_up: jax.Array
+    last_rate: jax.Array
+    rate_shape: jax.Array
+    clip: Mapping[str, jax.Array]
+    optimizer: Mapping[str, jax.Array]
 
 
 def trial(
@@ -102,8 +119,57 @@ def trial(
     limit: float = 1.0,
     last_limit: float | None = None,
     by: float = 1.0,
+    *,
+    first_share: float = 1.0,
+    last_share: float = 1.0,
+    shape: int = shape_number("linear"),
+    warm_up: float = 0.0,
+    last_rate: float = 1.0,
+    rate_shape: int = shape_number("cosine"),
+    **further: float,
 ) -> Trial:
-    """Returns a `Trial` of Python numbers; without a last limit, the limit is constant."""
-    last = limit if last_limit is None else last_limit
-    floats = [jnp.asarray(number, jnp.float32) for number in (learning_rate, limit, last, by)]
-    return Trial(jnp.asarray(seed, jnp.int32), *floats)
+    """Returns a `Trial` of Python numbers; without a last limit, the limit is constant.
+
+    Args:
+        seed: as in `Trial`.
+        learning_rate: as in `Trial`.
+        limit: the limit at its peak.
+        last_limit: as in `Trial`; by default `last_share` of the peak.
+        by: as in `Trial`.
+        first_share: the share of the peak that the limit begins with.
+        last_share: the share of the peak that it ends with.
+        shape: as in `Trial`.
+        warm_up: as in `Trial`.
+        last_rate: as in `Trial`.
+        rate_shape: as in `Trial`.
+        further: arguments of the clip and the optimizer, such as
+            `**{"clip.decay": 0.99, "optimizer.momentum": 0.9}`.
+    """
+    last = last_share * limit if last_limit is None else last_limit
+    real, whole = (lambda x: jnp.asarray(x, jnp.float32)), (lambda x: jnp.asarray(x, jnp.int32))
+    clip, optimizer = (
+        {
+            name.removeprefix(f"{part}."): real(number)
+            for name, number in further.items()
+            if name.startswith(f"{part}.")
+        }
+        for part in ("clip", "optimizer")
+    )
+    if len(clip) + len(optimizer) < len(further):
+        raise TypeError(
+            f"trial() has no argument for one of {', '.join(further)}: give names that begin with "
+            f"clip. or optimizer."
+        )
+    return Trial(
+        seed=whole(seed),
+        learning_rate=real(learning_rate),
+        limit=real(first_share * limit),
+        last_limit=real(last),
+        by=real(by),
+        shape=whole(shape),
+        warm_up=real(warm_up),
+        last_rate=real(last_rate),
+        rate_shape=whole(rate_shape),
+        clip=clip,
+        optimizer=optimizer,
+    )

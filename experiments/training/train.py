@@ -14,7 +14,7 @@ import jaxclip
 from experiments.errors import BadInput
 from experiments.training.config import Batch, Config, Limit, Params, Task, Trial
 from experiments.training.data import Data
-from experiments.training.schedules import schedule
+from experiments.training.schedules import rate_schedule, schedule
 
 CLIP = "clip"  # the name of the clip under study, among those in the optimizer's state
 
@@ -73,15 +73,23 @@ def example_count(data: Data) -> int:
 
 def limit(config: Config, trial: Trial, steps: int) -> Limit:
     """Returns the limit of a training of `steps` steps: an array, or a schedule."""
-    if config.schedule is None:
+    if not config.schedule:
         return trial.limit
-    return schedule(config.schedule, trial.limit, trial.last_limit, trial.by * steps)
+    return schedule(trial.shape, trial.limit, trial.last_limit, trial.by * steps)
+
+
+def learning_rate(config: Config, trial: Trial, steps: int) -> Limit:
+    """Returns the learning rate of a training of `steps` steps: an array, or a schedule."""
+    if not config.rate_schedule:
+        return trial.learning_rate
+    numbers = trial.rate_shape, trial.learning_rate, trial.last_rate, trial.warm_up
+    return rate_schedule(*numbers, steps)
 
 
 def optimizer(config: Config, trial: Trial, steps: int) -> optax.GradientTransformationExtraArgs:
     """Returns the noise, the clip and the optimizer, chained."""
-    clip = config.clip(limit(config, trial, steps))
-    rule = config.optimizer(trial.learning_rate)
+    clip = config.clip(limit(config, trial, steps), **trial.clip)
+    rule = config.optimizer(learning_rate(config, trial, steps), **trial.optimizer)
     noise = [] if config.noise is None else [config.noise(keys(trial.seed).noise)]
     return optax.chain(*noise, *((rule, clip) if config.clip_last else (clip, rule)))
 

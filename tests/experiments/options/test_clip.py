@@ -7,7 +7,7 @@ import pytest
 import jaxclip
 from experiments.errors import BadInput
 from experiments.options.clip import Clip, Limit, read_limit
-from experiments.training import schedules
+from experiments.training.schedules import shape_number
 
 GRADIENT = {"w": jnp.array([3.0, 4.0])}
 
@@ -96,10 +96,10 @@ def test_nothing_but_literals_is_evaluated(tmp_path):
     [
         ("0.5", Limit(None, 0.5, 0.5, 1.0)),
         ("inf", Limit(None, float("inf"), float("inf"), 1.0)),
-        ("linear:2:0.5", Limit(schedules.linear, 2.0, 0.5, 1.0)),
-        ("cosine:1.0:0.1:0.25", Limit(schedules.cosine, 1.0, 0.1, 0.25)),
-        ("step:1.0:0.1", Limit(schedules.step, 1.0, 0.1, 0.5)),
-        ("step:1.0:0.1:0.75", Limit(schedules.step, 1.0, 0.1, 0.75)),
+        ("linear:2:0.5", Limit(shape_number("linear"), 2.0, 0.5, 1.0)),
+        ("cosine:1.0:0.1:0.25", Limit(shape_number("cosine"), 1.0, 0.1, 0.25)),
+        ("step:1.0:0.1", Limit(shape_number("step"), 1.0, 0.1, 0.5)),
+        ("step:1.0:0.1:0.75", Limit(shape_number("step"), 1.0, 0.1, 0.75)),
     ],
 )
 def test_a_limit_is_a_number_or_a_schedule(text, limit):

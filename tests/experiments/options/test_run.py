@@ -17,7 +17,7 @@ def test_the_defaults_are_the_main_job():
     assert config.task == Mnist(hidden=(128,), precision="float32")
     assert config.clip == Clip("clip_by_global_norm")
     assert config.optimizer is optax.sgd
-    assert (config.batch_size, config.epochs, config.schedule) == (100, 10, None)
+    assert (config.batch_size, config.epochs, config.schedule) == (100, 10, False)
     assert (trial.seed, trial.limit, trial.last_limit) == (0, 1.0, 1.0)
     assert math.isclose(trial.learning_rate, 0.01, rel_tol=1e-6)
 
@@ -26,9 +26,10 @@ def test_numbers_go_to_the_trial_and_the_rest_to_the_config():
     options = RunMnist(limit="cosine:2.0:0.5:0.8", learning_rate=0.1, seed=3)
     assert options.config() == RunMnist(limit="cosine:1.0:0.1").config()
     assert hash(options.config()) == hash(RunMnist(limit="cosine:9:1", seed=4).config())
-    assert options.config().schedule is schedules.cosine
+    assert options.config().schedule
     trial = options.trial()
     assert (trial.seed, trial.limit, trial.last_limit) == (3, 2.0, 0.5)
+    assert trial.shape == schedules.shape_number("cosine")
     assert math.isclose(trial.by, 0.8, rel_tol=1e-6)
 
 

@@ -11,7 +11,7 @@ import pytest
 import jaxclip
 from experiments.errors import BadInput
 from experiments.tasks.mnist import Mnist
-from experiments.training import schedules, train
+from experiments.training import train
 from experiments.training.config import Config, Trial, trial
 from experiments.training.data import Data
 from tests.experiments.line import LINE, POINTS, Line
@@ -173,7 +173,7 @@ def test_to_look_at_the_norm_first_and_clip_above_one_is_the_same_step_for_step(
 
 
 def test_the_limit_follows_its_schedule():
-    config = dataclasses.replace(LOGGED, schedule=schedules.linear)
+    config = dataclasses.replace(LOGGED, schedule=True)
     limits = fit(config, trial(limit=2.0, last_limit=1.0, by=2 / 3), NUMBERS).limit
     expected = np.interp(np.arange(69), [0, 46], [2, 1])
     np.testing.assert_allclose(np.asarray(limits).ravel(), expected, rtol=1e-6)
@@ -318,7 +318,7 @@ def test_every_example_is_clipped_where_that_is_asked_for():
     norms = np.abs(2 * error) * np.sqrt(x**2 + 1)
     np.testing.assert_allclose(history.norm[0, 0], np.sqrt(np.mean(norms**2)), rtol=1e-5)
     np.testing.assert_allclose(history.clipped[0, 0], np.mean(norms > 0.5), rtol=1e-6)
-    scheduled = dataclasses.replace(config, schedule=schedules.linear)
+    scheduled = dataclasses.replace(config, schedule=True)
     limits = fit(scheduled, trial(limit=1.0, last_limit=0.0), LINE).limit
     np.testing.assert_allclose(np.ravel(limits), np.linspace(1, 0, 20, endpoint=False), atol=1e-6)
 
@@ -332,7 +332,37 @@ def test_any_optimizer_of_a_learning_rate_will_do(optimizer):
 
 
 def test_a_trial_is_all_arrays_and_a_config_is_hashable():
-    assert all(isinstance(number, jax.Array) and number.ndim == 0 for number in trial())
+    made = trial(**{"clip.decay": 0.9, "optimizer.momentum": 0.5})
+    leaves = jax.tree.leaves(made)
+    assert all(isinstance(number, jax.Array) and number.ndim == 0 for number in leaves)
+    assert len(leaves) == 11
+    assert (made.clip.keys(), made.optimizer.keys()) == ({"decay"}, {"momentum"})
     assert trial(limit=3.0).last_limit == 3.0
     assert isinstance(trial(), Trial)
     assert len({FITTED, dataclasses.replace(FITTED), LOGGED}) == 2
+    assert trial(limit=3.0, first_share=0.5, last_share=2.0)[2:4] == (1.5, 6.0)
+    with pytest.raises(TypeError, match="no argument for one of momentum"):
+        trial(momentum=0.5)
+
+
+def test_further_numbers_of_a_trial_reach_the_clip_and_the_optimizer():
+    asked = {}
+
+    def clip(limit, **further):
+        asked.update(further)
+        return jaxclip.clip_by_global_norm(limit)
+
+    config = dataclasses.replace(LOGGED, clip=clip, optimizer=optax.sgd)
+    numbers = trial(**{"clip.decay": 0.25, "optimizer.momentum": 0.5})
+    built = train.optimizer(config, numbers, 10)
+    assert asked == {"decay": 0.25}
+    [trace] = [s for s in jax.tree.leaves(built.init(jnp.zeros(2))) if s.shape == (2,)]
+    assert not trace.any()
+
+
+def test_the_learning_rate_follows_its_schedule():
+    config = dataclasses.replace(LOGGED, epochs=1, rate_schedule=True)
+    numbers = trial(learning_rate=0.5, last_rate=0.0, rate_shape=0)
+    # A gradient of norm 1 makes steps of the rate, which fall on a line from 0.5 to 0.
+    [score] = fit(config, numbers, NUMBERS).score
+    np.testing.assert_allclose(score, -0.6 * 0.5 * np.sum(1 - np.arange(23) / 23), rtol=1e-5)
