@@ -16,6 +16,7 @@ FLOORS = {
         "runs",
         "pages",
         "sweeps",
+        "compression",
         "tasks",
         "training",
         "files",

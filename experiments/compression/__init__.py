@@ -1,0 +1,1 @@
+"""Smaller models: statistics of weights, quantization, pruning and distillation."""
