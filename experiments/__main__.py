@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run mnist`, and `compare`, `pilot`, `report`."""
+"""The command line: `python -m experiments run mnist`, `compare`, `pilot`, `export`, `report`."""
 
 import contextlib
 import functools
@@ -12,6 +12,7 @@ from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
 from experiments.options.compare import Compare
+from experiments.options.export import Export
 from experiments.options.pilot import Pilot
 from experiments.options.places import command_line
 from experiments.options.private import RunPrivate
@@ -19,7 +20,7 @@ from experiments.options.report import Report
 from experiments.options.run import Run, RunMnist
 
 PROGRAM = "python -m experiments"
-Command = RunMnist | RunPrivate | Compare | Pilot | Report
+Command = RunMnist | RunPrivate | Compare | Pilot | Export | Report
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,6 +62,7 @@ def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
     app.command(run, name="run", help="Train one model on a task.")
     app.command(name="compare")(Compare)
     app.command(name="pilot")(Pilot)
+    app.command(name="export")(Export)
     app.command(name="report")(Report)
     return app
 

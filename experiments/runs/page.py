@@ -7,6 +7,7 @@ import numpy as np
 from experiments.errors import BadInput
 from experiments.pages.report import Page
 from experiments.pages.series import Figure, Series, loss_figure, norm_figure
+from experiments.runs import exported
 from experiments.runs.folder import Metrics, Run
 
 
@@ -25,7 +26,7 @@ def page(run: Run) -> Page:
         answer=f"{100 * metrics.score[-1]:.2f} % after {len(metrics.score)} epochs; "
         f"{100 * np.mean(metrics.clipped > 0):.1f} % of the steps were clipped."
         + (f"\nIt stopped {result['stopped']}." if "stopped" in result else ""),
-        tables=[],
+        tables=[exported.table(exports)] if (exports := exported.read(run)) else [],
         figures=make_figures(metrics),
         details={
             "command": str(config.get("command", "")),

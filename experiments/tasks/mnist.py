@@ -32,7 +32,7 @@ class Mlp(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits f32[batch, classes] of f32[batch, ...]."""
         *hidden, output = self.layers
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)  # `len` of a batch of any size is none
         for layer in hidden:
             x = nnx.relu(layer(x))
         return output(x)

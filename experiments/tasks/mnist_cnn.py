@@ -28,7 +28,7 @@ class Cnn(nnx.Module):
         x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
         x = pool(nnx.tanh(self.first(patches(x, size=8, stride=4))))
         x = nnx.tanh(self.second(patches(x, size=3, stride=1)))
-        return self.output(nnx.tanh(self.hidden(x.reshape(len(x), -1))))
+        return self.output(nnx.tanh(self.hidden(x.reshape(x.shape[0], -1))))
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:

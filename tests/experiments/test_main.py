@@ -32,7 +32,7 @@ def test_help_explains_every_option(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {run, compare, pilot, report}"),
+        ([], "Expected one of {run, compare, pilot, export, report}"),
         (["run"], "Expected one of {mnist, mnist-private}"),
         (["fly"], "Unrecognized options: fly"),
         (["run", "mist"], "Available subcommands: mnist"),
@@ -46,6 +46,8 @@ def test_help_explains_every_option(capsys):
         ([*RUN, "--limit", "cosin:1:0.1"], "did you mean cosine"),
         ([*RUN, "--batch-size", "201"], "there are 200 examples"),
         ([*RUN, "--resume", "nowhere"], "nowhere is not the folder of a run"),
+        (["export", "nowhere"], "nowhere is not the folder of a run"),
+        (["export", "nowhere", "--weights", "int4"], "invalid choice 'int4'"),
         ([*RUN, "--out", "file"], "file cannot be written"),
         ([*RUN, "--out", "file/below"], "file/below cannot be written"),
     ],
