@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, Int
 
 from .bits import magnitude, normal_size
 
@@ -50,9 +50,8 @@ class Norm:
 
     def __call__(self, blocks: Sequence[Block], kept: Sequence[Axes]) -> list[Float[Array, "..."]]:
         """Returns the norms of each block, an array with the axes that it keeps."""
-        blocks = [[x.astype(working_dtype(x.dtype)) for x in block] for block in blocks]
         here = dataclasses.replace(self, axis_name=()) if _one_device.get() else self
-        return _differentiable(here, tuple(kept))(blocks)
+        return _differentiable(here, tuple(kept))([list(block) for block in blocks])
 
 
 l1 = Norm(1)
@@ -215,10 +214,15 @@ def _total(norm: Norm, block: Block, kept: Axes) -> Array:
 
 def _scaled(norm: Norm, block: Block, kept: Axes) -> Array:
     r"""$m\,\|x / m\|_p$ with the largest entry $m$."""
-    largest = _largest(norm, block, kept)
+    largest = _largest(norm, block, kept, _lean_maximum)
     usable = (largest > 0) & jnp.isfinite(largest)
     root = jnp.sqrt(jnp.where(usable, largest, 1))  # m = root * root
-    ratios = [ratio(x, expand(root, kept, x.ndim)) for x in block]
+    # One root for every array: XLA would write a broadcast that several share to memory.
+    roots = lax.optimization_barrier([root] * len(block))
+    ratios = [
+        ratio(_read(lax.optimization_barrier(x)), expand(r, kept, x.ndim))
+        for x, r in zip(block, roots, strict=True)
+    ]
     value = _root(norm.ord, _total(norm, ratios, kept)) * root * root
     # Subnormal entries are flushed from the sum, but what is not zero has no norm of zero.
     return jnp.where(usable, jnp.maximum(value, jnp.finfo(value.dtype).tiny), largest)
@@ -248,6 +252,7 @@ def _derivative(norm: Norm, kept: Axes, value: Array, block: Block, block_dot: B
             return ratio(x, r)
         return jnp.sign(x) * (ratio(jnp.abs(x), r) ** (norm.ord - 1)).astype(x.dtype)
 
+    block, block_dot = [_wide(x) for x in block], [_wide(x) for x in block_dot]
     directions = [direction(x) for x in block]
     products = [(d.conj() * dx).real for d, dx in zip(directions, block_dot, strict=True)]
     total = _sum(norm, products, kept, lambda product: product)
@@ -261,28 +266,30 @@ def _sum(norm: Norm, block: Block, kept: Axes, of: Callable) -> Float[Array, "..
     return _combined(
         norm,
         block,
-        lambda x: jnp.sum(of(x), _reduced(kept, x.ndim)),
+        lambda x: jnp.sum(of(_read(x)), _reduced(kept, x.ndim)),
         operator.add,
         lax.psum,
     )
 
 
-def _largest(norm: Norm, block: Block, kept: Axes) -> Float[Array, "..."]:
+def _largest(
+    norm: Norm, block: Block, kept: Axes, maximum: Callable = jnp.max
+) -> Float[Array, "..."]:
     """The largest size of a block's entries; nan where one of them is.
 
     Sizes are compared as integers, which have the same order: a maximum of integers neither flushes
     a subnormal number nor, reduced over devices, drops nan.
     """
-    widest = _widest(block)
     by_dtype: dict[jnp.dtype, list[Array]] = {}
     for x in block:
-        by_dtype.setdefault(jnp.dtype(x.dtype), []).append(x)
+        by_dtype.setdefault(working_dtype(x.dtype), []).append(x)
+    widest = _widest([jnp.zeros((), dtype) for dtype in by_dtype])
     sizes = [
         normal_size(
             _combined(
                 norm,
                 arrays,
-                lambda x: jnp.max(magnitude(x), _reduced(kept, x.ndim), initial=0),
+                lambda x: maximum(magnitude(_read(x)), _reduced(kept, x.ndim), initial=0),
                 jnp.maximum,
                 lax.pmax,
             )
@@ -290,6 +297,38 @@ def _largest(norm: Norm, block: Block, kept: Axes) -> Float[Array, "..."]:
         for arrays in by_dtype.values()
     ]
     return functools.reduce(jnp.maximum, sizes) if sizes else jnp.zeros((), widest)
+
+
+def _lean_maximum(sizes: Int[Array, "..."], axes: Axes, initial: int) -> Int[Array, "..."]:
+    """The maximum, with nothing written to memory on the way.
+
+    On CPU XLA makes an array of what it reduces by one operation, and none of what it reduces by
+    two at once; of a sharded array it gathers the numbers of all parts.
+    """
+
+    def with_bits(sizes: Array) -> Array:
+        zero = jnp.array(initial, sizes.dtype)
+        most, bits = lax.reduce(
+            (sizes, sizes), (zero, zero), lambda a, b: (jnp.maximum(a[0], b[0]), a[1] | b[1]), axes
+        )
+        return jnp.where(bits > 0, most, 0)
+
+    return lax.platform_dependent(
+        sizes, cpu=with_bits, default=lambda sizes: jnp.max(sizes, axes, initial=initial)
+    )
+
+
+def _read(x: Array) -> Array:
+    """The array to compute with, read for that alone.
+
+    Without the barrier XLA keeps what is computed of it here for the next who reads it, such as
+    for the scaling by the norm: a float32 copy of every bfloat16 array.
+    """
+    return _wide(lax.optimization_barrier(x))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(working_dtype(x.dtype))
 
 
 def _combined(

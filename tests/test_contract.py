@@ -240,7 +240,8 @@ def test_contract_arrays_sharded_over_devices(case):
                 compiled = jax.jit(tx.update).lower(gradient, state, params).compile()
                 out, _ = compiled(gradient, state, params)
                 close(out, alone)
-                assert "all-gather" not in compiled.as_text() or not case.scalar_collectives
+                always = compiled.as_text().split("ENTRY")[1]  # what is computed of any gradient
+                assert "all-gather" not in always or not case.scalar_collectives
                 for x, wanted in zip(jax.tree.leaves(out), jax.tree.leaves(layout), strict=True):
                     assert x.sharding.is_equivalent_to(wanted, x.ndim)
 

@@ -153,8 +153,8 @@ def test_norms_under_vmap_run_one_form_unless_a_member_needs_the_other():
     batch = jnp.stack([jnp.full(4, size) for size in (1.0, 1e25, 0.0, 1e-25)])
     values = jax.vmap(jaxclip.global_norm)(batch)
     np.testing.assert_allclose(values, [2, 2e25, 0, 2e-25], rtol=1e-6)
-    text = jax.jit(jax.vmap(jaxclip.global_norm)).lower(batch).as_text()
-    assert text.count("stablehlo.case") == 1  # a branch, not a selection between both
+    text = jax.jit(jax.vmap(jaxclip.global_norm)).lower(batch).compile().as_text()
+    assert text.count(" conditional(") == 1  # a branch, not a selection between both
 
 
 def test_norms_refuse_an_ord_that_is_none():
@@ -229,7 +229,8 @@ def test_norms_of_sharded_arrays_cost_one_scalar_all_reduce():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.device_put(jnp.ones((8, 8)), jax.NamedSharding(mesh, P("data")))
     text = jax.jit(jaxclip.global_norm).lower({"a": x, "b": x}).compile().as_text()
-    assert "all-gather" not in text and "all-to-all" not in text
+    assert "all-to-all" not in text
     always = text[text.index("ENTRY") :]  # beside the branch that only extreme gradients take
+    assert "all-gather" not in always
     [reduce] = [line for line in always.splitlines() if " all-reduce(" in line]
     assert reduce.split(" = ")[1].startswith("(f32[], f32[]) all-reduce(")
