@@ -1,10 +1,12 @@
 """The singular values of arrays: as matrices, decomposed, and put together again."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Inexact
 
@@ -18,9 +20,59 @@ def matrix(x: Inexact[Array, "..."]) -> Inexact[Array, "m n"]:
     """The matrix, in float32 at least, that an array of any rank counts as."""
     wide = x.astype(working_dtype(x.dtype))
     if _is_explicit(x):  # a decomposition is not computed in parts
-        wide = jax.sharding.reshard(wide, P())
-    rows, columns = (math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim > 1 else (1, x.size)
-    return wide.reshape(rows, columns)
+        wide = jax.sharding.reshard(wide, NamedSharding(jax.typeof(x).sharding.mesh, P()))
+    return wide.reshape(matrix_shape(x))
+
+
+def matrix_shape(x: Inexact[Array, "..."]) -> tuple[int, int]:
+    """The rows and columns of that matrix."""
+    return (math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim > 1 else (1, x.size)
+
+
+def in_parts(f: Callable, x: Inexact[Array, "..."], limit: Array) -> tuple[Array, Array]:
+    """`f(x, limit)`, an array like `x` and a number, of products to which each device has its part.
+
+    On explicit axes they become automatic for `f`, since sums over the rows of a matrix, or over
+    its columns, may each be sums over devices.
+    """
+    if not _is_explicit(x):
+        return f(x, limit)
+    layout = jax.typeof(x).sharding
+    out_layouts = layout, NamedSharding(layout.mesh, P())
+    axes = layout.mesh.explicit_axes
+    return jax.sharding.auto_axes(f, axes=axes, out_sharding=out_layouts)(_turned(x), limit)
+
+
+def _turned(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """A matrix that only its shorter axis is spread over devices of, with its longer one instead.
+
+    Its products would have every device gather all of it.
+    """
+    layout = jax.typeof(x).sharding
+    spec = (*layout.spec, *(None,) * (x.ndim - len(layout.spec)))
+    longer = 0 if x.ndim == 2 and x.shape[0] >= x.shape[1] else 1
+    if x.ndim != 2 or spec[longer] is not None or spec[1 - longer] is None:
+        return x
+    axes = (spec[1 - longer],) if isinstance(spec[1 - longer], str) else spec[1 - longer]
+    if x.shape[longer] % math.prod(layout.mesh.shape[axis] for axis in axes):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(layout.mesh, P(*spec[::-1])))
+
+
+def with_whole_columns(x: Inexact[Array, "m n"]) -> Inexact[Array, "m n"]:
+    """A matrix of which no device has parts of columns, so that all can sum over their columns."""
+    return _laid(x, P(None, P.UNCONSTRAINED))
+
+
+def everywhere(x: Inexact[Array, "m n"]) -> Inexact[Array, "m n"]:
+    """A matrix that every device has."""
+    return _laid(x, P())
+
+
+def _laid(x: Array, spec: P) -> Array:
+    """An array in this layout, where there is a mesh in context that the partitioner works on."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return lax.with_sharding_constraint(x, spec) if AxisType.Auto in mesh.axis_types else x
 
 
 def like(product: Inexact[Array, "m n"], x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:

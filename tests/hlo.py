@@ -20,8 +20,8 @@ class Collective(NamedTuple):
     sizes: tuple[int, ...]
 
 
-def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
-    """The collectives that an ordinary step runs.
+def collectives(compiled: jax.stages.Compiled, *, rare: bool = False) -> list[Collective]:
+    """The collectives that an ordinary step runs, or those of its rare branches too.
 
     A `lax.cond` of jaxclip is true where a gradient is extreme, so its false branch is what runs.
     """
@@ -32,7 +32,7 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
         for line in computations[name]:
             if match := COLLECTIVE.search(line):
                 found.append(Collective(match[2], _sizes(match[1])))
-            for called in _called(line):
+            for called in _called(line, rare):
                 found += of(called)
         return found
 
@@ -53,12 +53,15 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _called(line: str) -> list[str]:
+def _called(line: str, rare: bool) -> list[str]:
     """The computations that an operation runs."""
     if " conditional(" in line:
-        if branches := re.search(r"branch_computations=\{%([\w.-]+)", line):
-            return [branches[1]]
-        return re.findall(r"false_computation=%([\w.-]+)", line)
+        branches = re.search(r"branch_computations=\{(.*?)\}", line)
+        if branches:
+            names = re.findall(r"%([\w.-]+)", branches[1])
+        else:
+            names = re.findall(r"(?:false|true)_computation=%([\w.-]+)", line)[::-1]
+        return names if rare else names[:1]
     return re.findall(r"(?:calls|to_apply|body|condition)=%([\w.-]+)", line)
 
 

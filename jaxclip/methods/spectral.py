@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
@@ -17,7 +18,7 @@ from ..leaves import measurable, replace_measured
 from ..measures import singular_values
 from ..norms import rms
 from ..shrinks import Shrink
-from ..singular import like, matrix
+from ..singular import everywhere, in_parts, like, matrix, matrix_shape, with_whole_columns
 from ..thresholds import LimitLike, check_choice
 from ..thresholds.tree import is_threshold, limit_tree
 from .named import named_method
@@ -60,7 +61,10 @@ def clip_singular_values(
       method: `"svd"` is exact and takes any shrink. `"newton_schulz"` takes matrix products alone,
         which accelerators are made for, and of shrinks `hard` and `inverse_sqrt`; its error is some
         $10^{-6}$ of the largest singular value, but none is left beyond the limit by more than
-        rounding, however large they were.
+        rounding, however large they were. Of a matrix that is spread over devices `"svd"` gathers
+        all on each of them, `"newton_schulz"` nothing if it is spread over its longer axis (of a
+        square matrix, the first), nor on explicit axes over one axis; otherwise it gathers the
+        shorter axis once under `jax.set_mesh`, and without a mesh in context at every product.
       **options: `shrink`, `nonfinite` and `name`, as in `clip`.
 
     Returns:
@@ -113,13 +117,12 @@ def _by_products(
         limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
         clipped, beyond, numbers = [], [], []
         for x, limit in zip(arrays, limits, strict=True):
-            of = matrix(x)
-            out, count = _clipped(_MATRIX_SHRINKS[shrink], of, limit.astype(of.real.dtype))
+            out, count = in_parts(partial(_clipped_array, _MATRIX_SHRINKS[shrink]), x, limit)
             defined = jnp.all(jnp.isfinite(x)) & ~jnp.isnan(limit)
-            out = jnp.where(count > 0, like(out, x), x)
+            out = jnp.where(count > 0, out, x)
             clipped.append(jnp.where(defined, out, jnp.array(bad, x.dtype)))
             beyond.append(jnp.where(defined, count, 0).astype(before.norm.dtype))
-            numbers.append(min(of.shape))
+            numbers.append(min(matrix_shape(x)))
         # Of singular values the sum of squares is that of the entries.
         number, entries = max(1, sum(numbers)), max(1, sum(x.size for x in arrays))
         sizes = [size * math.sqrt(entries / number) for size in rms([arrays, clipped], [(), ()])]
@@ -133,15 +136,29 @@ def _by_products(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _clipped_array(
+    shrink: MatrixShrink, x: Inexact[Array, "..."], limit: Array
+) -> tuple[Inexact[Array, "..."], Array]:
+    """The clipped array, and how many of its singular values were shrunk."""
+    of = matrix(x)
+    clipped, count = _clipped(shrink, of, limit.astype(of.real.dtype))
+    return like(clipped, x), count
+
+
 def _clipped(shrink: MatrixShrink, x: Matrix, limit: Array) -> tuple[Matrix, Array]:
     r"""The clipped matrix, and how many singular values were shrunk: of none it is not to be used.
 
     All is computed of $2^{-e} X$, whose entries are below 1, and of the directions of the result,
     which the limit has yet to multiply; so nothing is out of range, or lost to what is.
     """
-    if x.shape[0] > x.shape[1]:
-        clipped, count = _clipped(shrink, x.conj().T, limit)
+    if x.shape[0] >= x.shape[1]:  # square ones too: devices share rows more often than columns
+        clipped, count = _clipped_wide(shrink, x.conj().T, limit)
         return clipped.conj().T, count
+    return _clipped_wide(shrink, x, limit)
+
+
+def _clipped_wide(shrink: MatrixShrink, x: Matrix, limit: Array) -> tuple[Matrix, Array]:
+    x = with_whole_columns(x)
     e = largest_exponent(x)
     x, level = times_power_of_two(x, -e), times_power_of_two(limit, -e)
     size = lax.stop_gradient(jnp.linalg.norm(x))
@@ -149,6 +166,7 @@ def _clipped(shrink: MatrixShrink, x: Matrix, limit: Array) -> tuple[Matrix, Arr
     # What is not used must have a derivative all the same.
     level, limit = jnp.where(within, size, level), jnp.where(within, 1, limit)
     directions, count = shrink.directions(*_sine_and_cosine(x, level))
+    directions = with_whole_columns(directions)
     of_limit = largest_exponent(limit)
     clipped = directions * times_power_of_two(limit, -of_limit).astype(x.dtype)
     return times_power_of_two(clipped, of_limit), jnp.where(within, 0, count)
@@ -160,9 +178,7 @@ def _sine_and_cosine(x: Matrix, limit: Array) -> tuple[Matrix, Matrix]:
     The two are the polar factor of $[X, \tau I] = U\,[\sigma V^\top, \tau U^\top]$. Both are
     bounded by 1, however far $\sigma$ is beyond $\tau$.
     """
-    rows, columns = x.shape
-    both = jnp.concatenate([x, limit.astype(x.dtype) * jnp.eye(rows, dtype=x.dtype)], 1)
-    sine, cosine = jnp.split(_sign(both), [columns], 1)
+    sine, cosine = _polar(x, limit.astype(x.dtype) * jnp.eye(len(x), dtype=x.dtype))
     return sine, cosine
 
 
@@ -173,7 +189,7 @@ def _hard(sine: Matrix, cosine: Matrix) -> tuple[Matrix, Array]:
     """
     double = _product(cosine, cosine.conj().T) - _product(sine, sine.conj().T)
     double = (double + double.conj().T) / 2
-    sign, identity = _sign(double), jnp.eye(len(double), dtype=double.dtype)
+    [sign], identity = _polar(double), jnp.eye(len(double), dtype=double.dtype)
     largest = (identity + _product(double, sign)) / 2
     # Roots by products (Denman, Beavers, Schulz); eigenvalues from 1/2 to 1 take five of them.
     root, inverse = largest, identity
@@ -211,14 +227,20 @@ _QUINTICS = (
 )
 
 
-def _sign(x: Matrix) -> Matrix:
-    r"""$U V^\top$ of $X = U \Sigma V^\top$; of a symmetric matrix the sign of its eigenvalues."""
-    size = lax.stop_gradient(jnp.linalg.norm(x))  # on which the outcome does not depend
-    y = x / jnp.where(size > 0, 1.01 * size, 1).astype(x.dtype)
+def _polar(*parts: Matrix) -> list[Matrix]:
+    r"""$U V^\top$ of $X = U \Sigma V^\top$; of a symmetric matrix the sign of its eigenvalues.
+
+    $X$ is given, and returned, in parts that lie side by side: one array of them could be made of
+    parts that are spread over devices only by moving entries between these.
+    """
+    # The outcome does not depend on the size.
+    size = lax.stop_gradient(jnp.sqrt(sum(jnp.linalg.norm(x) ** 2 for x in parts)))
+    ys = [x / jnp.where(size > 0, 1.01 * size, 1).astype(x.dtype) for x in parts]
     for a, b, c in _QUINTICS:
-        gram = _product(y, y.conj().T)
-        y = a * y + _product(b * gram + c * _product(gram, gram), y)
-    return y
+        gram = everywhere(sum(_product(y, y.conj().T) for y in ys))
+        step = b * gram + c * _product(gram, gram)
+        ys = [a * y + _product(step, y) for y in ys]
+    return ys
 
 
 def _product(a: Matrix, b: Matrix) -> Matrix:
