@@ -74,8 +74,7 @@ def method_figure(name: str) -> Figure:
 def run(name: str) -> Any:
     """Returns the history of 300 steps of the deep MLP with a method."""
     knob = KNOBS[name]
-    scale = 1.0 if knob.share is None else knob.share * DEEP.norm
-    number = scale * knob.values[2]  # the middle of its grid in the studies
+    number = knob.scale(DEEP) * knob.usual
     config = DEEP.config(lambda limit: make_clip(name, limit), clip_last=knob.clip_last, epochs=1)
     data = DEEP.data({})
     few = data._replace(train=jax.tree.map(lambda x: x[: STEPS * DEEP.batch_size], data.train))

@@ -2,12 +2,12 @@
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from experiments.pages.series import Figure, Series, to_list
+from experiments.pages.series import Figure, Series, one_each, to_list
 
 # Okabe & Ito's colors, which color-blind readers can tell apart, the yellow left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
@@ -17,6 +17,8 @@ STYLE: Any = {
     "svg.hashsalt": "jaxclip",
     "text.parse_math": False,  # names may hold dollars
 }
+SCALE = "Viridis"  # of heat maps: as readable without colors
+Palette = Mapping[str, tuple[str, str]]
 
 
 def styles() -> Any:
@@ -24,11 +26,23 @@ def styles() -> Any:
     return ((color, dash) for dash in itertools.cycle(DASHES) for color in COLORS)
 
 
-def save(figures: Sequence[Figure], file: BinaryIO, format: Literal["png", "svg"]) -> None:
+def make_palette(figures: Sequence[Figure]) -> Palette:
+    """Returns color and dash of every series, by its name: the same in all the figures."""
+    names = dict.fromkeys(series.name for figure in figures for series in figure.series)
+    return dict(zip(names, styles(), strict=False))
+
+
+def save(
+    figures: Sequence[Figure],
+    file: BinaryIO,
+    format: Literal["png", "svg"],
+    palette: Palette | None = None,
+) -> None:
     """Draws figures, one below the other, by matplotlib: the same figures, the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
+    palette = palette or make_palette(figures)
     heights = [height(figure) for figure in figures]
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(7.5, sum(heights)), layout="constrained")
@@ -36,10 +50,13 @@ def save(figures: Sequence[Figure], file: BinaryIO, format: Literal["png", "svg"
         for figure, part in zip(figures, parts, strict=True):
             axes = part.subplots()
             axes.set_title(figure.title, loc="left", fontsize=11)
-            (draw_rows if figure.categories else draw_lines)(figure, axes)
+            if figure.heat is not None:
+                mesh = axes.pcolormesh(*figure.heat, cmap=SCALE.lower(), shading="nearest")
+                part.colorbar(mesh, ax=axes)
+            (draw_rows if figure.categories else draw_lines)(figure, axes, palette)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-            if len(figure.series) > 1:
+            if len(figure.series) > 1 and not one_each(figure):
                 part.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         metadata = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
         canvas.savefig(file, format=format, dpi=150, metadata=metadata)
@@ -47,14 +64,19 @@ def save(figures: Sequence[Figure], file: BinaryIO, format: Literal["png", "svg"
 
 def height(figure: Figure) -> float:
     """Returns the height of a figure in inches."""
-    rows = max((len(series.x) for series in figure.series), default=0)
-    return max(3.0, 0.8 + 0.28 * rows) if figure.categories else 4.0
+    return max(3.0, 0.8 + 0.28 * count_rows(figure)) if figure.categories else 4.0
 
 
-def draw_lines(figure: Figure, axes: Any) -> None:
+def count_rows(figure: Figure) -> int:
+    """Returns how many categories a figure has."""
+    return len({str(x) for series in figure.series for x in series.x})
+
+
+def draw_lines(figure: Figure, axes: Any, palette: Palette) -> None:
     """Draws series of numbers."""
     dashes = {"solid": "-", "dash": "--", "dot": ":"}
-    for one, (color, dash) in zip(figure.series, styles(), strict=False):
+    for one in figure.series:
+        color, dash = palette[one.name]
         points = np.where(np.isfinite(one.y), one.y, np.nan)
         if one.mode == "markers":
             axes.plot(one.x, points, ".", color=color, label=one.name, markersize=4, zorder=3)
@@ -75,9 +97,10 @@ def draw_lines(figure: Figure, axes: Any) -> None:
         logarithmic(axes, "y")
 
 
-def draw_rows(figure: Figure, axes: Any) -> None:
+def draw_rows(figure: Figure, axes: Any, palette: Palette) -> None:
     """Draws series of categories, a row each, the intervals as bars."""
-    for one, (color, _) in zip(figure.series, styles(), strict=False):
+    for one in figure.series:
+        color, _ = palette[one.name]
         ends = None
         if one.low is not None and one.high is not None:
             ends = np.nan_to_num([one.y - one.low, one.high - one.y])
@@ -106,10 +129,12 @@ def positive(columns: Any) -> bool:
     return any(np.any(np.isfinite(column) & (column > 0)) for column in columns)
 
 
-def spec(figure: Figure) -> dict[str, Any]:
+def spec(figure: Figure, palette: Palette | None = None) -> dict[str, Any]:
     """Returns a figure as plotly's data and layout, as plain values that JSON can hold."""
-    traces: list[dict[str, Any]] = []
-    for one, (color, dash) in zip(figure.series, styles(), strict=False):
+    palette = palette or make_palette([figure])
+    traces: list[dict[str, Any]] = heat_traces(figure)
+    for one in figure.series:
+        color, dash = palette[one.name]
         traces += row_traces(one, color) if figure.categories else line_traces(one, color, dash)
     across, along = (figure.y, figure.x) if figure.categories else (figure.x, figure.y)
     log_across = figure.log_y if figure.categories else figure.log_x
@@ -119,10 +144,27 @@ def spec(figure: Figure) -> dict[str, Any]:
         "height": 420,
     }
     if figure.categories:
-        rows = max((len(series.x) for series in figure.series), default=0)
         layout["yaxis"] = {"type": "category", "autorange": "reversed", "automargin": True}
-        layout["height"] = 160 + 26 * rows
+        layout["height"] = 160 + 26 * count_rows(figure)
+        layout["showlegend"] = not one_each(figure)
     return {"data": traces, "layout": layout}
+
+
+def heat_traces(figure: Figure) -> list[dict[str, Any]]:
+    """Returns the heat map of a figure as plotly's traces, if it has one."""
+    if figure.heat is None:
+        return []
+    x, y, z = figure.heat
+    return [
+        {
+            "type": "heatmap",
+            "x": to_list(x),
+            "y": to_list(y),
+            "z": [to_list(row) for row in z],
+            "colorscale": SCALE,
+            "colorbar": {"thickness": 12},
+        }
+    ]
 
 
 def line_traces(one: Series, color: str, dash: str) -> list[dict[str, Any]]:

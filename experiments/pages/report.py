@@ -4,6 +4,7 @@ It knows nothing of trainings: everything on a `Page` is computed before.
 """
 
 import csv
+import functools
 import html
 import io
 import json
@@ -15,13 +16,15 @@ import numpy as np
 
 from experiments import files
 from experiments.pages import figures
-from experiments.pages.series import Figure, Series, fit_to_page, to_list
+from experiments.pages.series import Figure, Heat, Series, fit_to_page, to_list
 
 PARTS = Path(__file__).parent
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs cells that begin so
 NOT_FINITE = ("inf", "-inf", "nan")
 Cell = str | float | int | None
-Format = Literal["{}", "{:d}", "{:.0f}", "{:.1f}", "{:.2f}", "{:.3g}", "{:.4f}", "{:.4g}"]
+Format = Literal[
+    "{}", "{:d}", "{:.0f}", "{:.1f}", "{:.2f}", "{:+.2f}", "{:.3g}", "{:.4f}", "{:.4g}"
+]
 
 
 class Column(NamedTuple):
@@ -101,6 +104,10 @@ def check(page: Page) -> None:
                 raise ValueError(f"the series {one.name} of {figure.name} is not of numbers")
             if any(len(column) != len(one.x) for column in columns):
                 raise ValueError(f"the columns of {one.name} of {figure.name} differ in length")
+        if figure.heat is not None:
+            x, y, z = figure.heat
+            if len(z) != len(y) or any(len(row) != len(x) for row in z):
+                raise ValueError(f"the heat map of {figure.name} is not of its rows and columns")
 
 
 def write(page: Page, folder: Path) -> Path:
@@ -110,10 +117,12 @@ def write(page: Page, folder: Path) -> Path:
     """
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    palette = figures.make_palette(page.figures)
     for figure in page.figures:
         for format in ("png", "svg"):
             path = folder / "figures" / f"{files.slug(figure.name)}.{format}"
-            files.write(path, lambda file, f=figure, kind=format: figures.save([f], file, kind))
+            draw = functools.partial(figures.save, [figure], format=format, palette=palette)
+            files.write(path, draw)
     for table in page.tables:
         name = files.slug(table.name)
         files.write_text(folder / "tables" / f"{name}.csv", as_csv(table))
@@ -128,7 +137,8 @@ def as_html(page: Page) -> str:
     import plotly.offline
 
     drawn = [fit_to_page(figure) for figure in page.figures]
-    specs = {figure.name: figures.spec(figure) for figure in drawn}
+    palette = figures.make_palette(drawn)
+    specs = {figure.name: figures.spec(figure, palette) for figure in drawn}
     # No text within a script may end it.
     data = json.dumps(specs, allow_nan=False).replace("<", "\\u003c")
     title = html.escape(page.title)
@@ -249,6 +259,7 @@ def as_json(page: Page) -> dict[str, Any]:
         {
             **figure._asdict(),
             "series": [series_as_json(series) for series in figure.series],
+            "heat": heat_as_json(figure.heat),
         }
         for figure in map(fit_to_page, page.figures)
     ]
@@ -273,10 +284,31 @@ def series_as_json(series: Series) -> dict[str, Any]:
     return {"name": series.name, "mode": series.mode, **arrays}
 
 
+def heat_as_json(heat: Heat | None) -> dict[str, Any] | None:
+    """Returns a heat map as plain values."""
+    if heat is None:
+        return None
+    x, y, z = heat
+    return {"x": to_list(x), "y": to_list(y), "z": [to_list(row) for row in z]}
+
+
+def heat_from_json(values: Mapping[str, Any] | None) -> Heat | None:
+    """Returns the heat map that `heat_as_json` made these values of."""
+    if values is None:
+        return None
+    return Heat(array(values["x"]), array(values["y"]), [array(row) for row in values["z"]])
+
+
 def from_json(values: Mapping[str, Any]) -> Page:
     """Returns the page that `as_json` made these values of."""
     drawn = [
-        Figure(**{**figure, "series": [series_from_json(one) for one in figure["series"]]})
+        Figure(
+            **{
+                **figure,
+                "series": [series_from_json(one) for one in figure["series"]],
+                "heat": heat_from_json(figure["heat"]),
+            }
+        )
         for figure in values["figures"]
     ]
     tables = [

@@ -30,6 +30,20 @@ class Series(NamedTuple):
     mode: Mode = "lines+markers"
 
 
+class Heat(NamedTuple):
+    """A number over a plane, drawn below the series of a figure as a heat map.
+
+    Attributes:
+        x: f64[columns], their places.
+        y: f64[rows], theirs.
+        z: the numbers f64[columns] of every row.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    z: Sequence[np.ndarray]
+
+
 class Figure(NamedTuple):
     """The content of a figure; categories on the x axis are drawn as rows, the y axis across.
 
@@ -42,6 +56,7 @@ class Figure(NamedTuple):
         log_x: whether the x axis is logarithmic.
         log_y: whether the y axis is.
         caption: the text below it.
+        heat: a heat map below the series.
     """
 
     name: str
@@ -52,11 +67,17 @@ class Figure(NamedTuple):
     log_x: bool = False
     log_y: bool = False
     caption: str = ""
+    heat: Heat | None = None
 
     @property
     def categories(self) -> bool:
         """Whether its x are categories."""
         return any(series.x.dtype.kind in "UO" for series in self.series)
+
+
+def one_each(figure: Figure) -> bool:
+    """Returns whether each series is one category by its own name, so that it needs no legend."""
+    return all([str(x) for x in series.x] == [series.name] for series in figure.series)
 
 
 def thin(series: Series, most: int = MOST) -> Series:

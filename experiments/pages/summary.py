@@ -15,11 +15,13 @@ The answers of the studies in this folder, written by
 
 from the `page.json` of each. Add `--out FOLDER` and the folder of a study to make its page.
 
-Every arm is tuned over a grid of its own, and all arms of a study have the same number of points
-and the same seeds. The best point is selected by held-out training data, and its accuracy is that
-on the test data. "edge" marks a best point at the edge of its grid: a wider grid might have a
-better one. Intervals are 95 % confidence intervals of the mean by Student's t. Arms are compared
-by paired t-tests over the seeds, at a false discovery rate of 5 % (Benjamini & Hochberg).
+Every arm is tuned over the learning rate and its own number, all with the same budget: rounds of
+a quasi-random search, whose box moves until no best point is at its edge; then the best few by
+held-out data with further seeds; then the chosen point with seeds that no choice has seen, on the
+test data. What an arm is compared with was fixed before. Differences are means over the seeds
+that failed in neither, with 95 % confidence intervals by Student's t; q is the p-value of an exact
+paired permutation test after Benjamini & Hochberg over the page. `trainings.csv` has a line a
+training, and all of the page is computed from it.
 """
 
 

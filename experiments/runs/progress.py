@@ -84,7 +84,7 @@ def trials(
     """Yields the function to call with a name and the number of its trainings just done.
 
     Args:
-        total: the number of trainings.
+        total: the number of trainings that are expected; it grows where there are more.
         console: where to; by default the standard output.
     """
     console = console or rich.console.Console()
@@ -94,10 +94,17 @@ def trials(
         def line(name: str, more: int) -> None:
             nonlocal done
             done += more
-            print(f"trainings {done}/{total}  {name}", flush=True)
+            print(f"trainings {done}/{max(done, total)}  {name}", flush=True)
 
         yield line
         return
     with make_bar("trainings", console) as bar:
         task = bar.add_task("compiling", total=total)
-        yield lambda name, more: bar.update(task, advance=more, description=name, refresh=True)
+
+        def advance(name: str, more: int) -> None:
+            nonlocal done
+            done += more
+            whole = max(done, total)
+            bar.update(task, advance=more, total=whole, description=name, refresh=True)
+
+        yield advance

@@ -17,8 +17,8 @@ among them:
 
 The same program with a limit of infinity is the arm without a clip:
 
->>> bare = dataclasses.replace(arm, name="no clip", box=arm.box_of("learning_rate"))
->>> bare = dataclasses.replace(bare, fixed={"limit": math.inf})
+>>> bare = dataclasses.replace(arm, name="no clip", against="", fixed={"limit": math.inf})
+>>> bare = dataclasses.replace(bare, box=arm.box_of("learning_rate"))
 >>> bare.point({"learning_rate": 0.1})
 {'limit': inf, 'learning_rate': 0.1}
 """
@@ -35,6 +35,7 @@ from experiments.studies.settings import Setting
 from experiments.training.config import Config
 
 Point = Mapping[str, float]
+NO_CLIP = "no clip"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Arm:
             program.
         box: the numbers that are tuned, by the argument of `trial`; `learning_rate` is among them.
         fixed: the numbers that are not.
+        against: the name of the arm of the same setting that this one is compared with, fixed
+            before anything is trained; empty for a baseline.
         labels: the method's names of numbers that are called otherwise by `trial`.
     """
 
@@ -79,6 +82,7 @@ class Arm:
     config: Config
     box: Mapping[str, Range]
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    against: str = NO_CLIP
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -119,6 +123,7 @@ class Design:
         final_seeds: further seeds of each of them.
         slice_points: values of every tuned number, with the others as chosen, from which the width
             of what works is read.
+        slice_seeds: of every one of them.
         seeds: of the chosen point.
     """
 
@@ -128,7 +133,8 @@ class Design:
     most_rounds: int = 4
     finalists: int = 4
     final_seeds: int = 4
-    slice_points: int = 9
+    slice_points: int = 13
+    slice_seeds: int = 4
     seeds: int = 16
 
 
@@ -141,7 +147,8 @@ QUICK = Design(
     finalists=2,
     final_seeds=2,
     slice_points=5,
-    seeds=5,
+    slice_seeds=1,
+    seeds=6,
 )
 
 
@@ -187,8 +194,12 @@ class Outcome(NamedTuple):
 
     @property
     def validation(self) -> float:
-        """The mean score on held-out data, by which points are chosen; a failed training has 0."""
-        return float(np.mean([0 if one.failed else one.validation for one in self.trainings]))
+        """The mean score on held-out data, by which points are chosen.
+
+        A failed training has the score of having learned nothing.
+        """
+        floor = self.arm.setting.floor
+        return float(np.mean([floor if one.failed else one.validation for one in self.trainings]))
 
     @property
     def scores(self) -> np.ndarray:

@@ -1,22 +1,26 @@
-"""The studies, by name."""
+"""The studies, by name, each with what it asks; one is imported when it is asked for."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from experiments.errors import check_name
-from experiments.studies.study import Study
 
-NAMES = (
-    "schedules",
-    "methods",
-    "sensitivity",
-    "spikes",
-    "temporal_order",
-    "placement",
-    "per_example",
-)
+if TYPE_CHECKING:
+    from experiments.studies.study import Study
+
+ASKS = {
+    "schedules": "does a falling limit help, beside a falling learning rate?",
+    "methods": "which of the 23 methods is best on which task?",
+    "sensitivity": "which method forgives a bad limit, or a bad learning rate?",
+    "spikes": "what gets a training over spikes and nans?",
+    "temporal_order": "up to which length is long memory learned?",
+    "placement": "before the optimizer or after it?",
+    "per_example": "clip each example, the batch, or nothing?",
+}
+NAMES = tuple(ASKS)
 
 
-def find(name: str) -> Study:
+def find(name: str) -> "Study":
     """Returns the study of a name."""
     check_name(name, NAMES, "study")
     return importlib.import_module(f"experiments.studies.{name}").STUDY

@@ -1,10 +1,9 @@
 """The command `compare`: every training of a study, and the page that answers its question."""
 
 import functools
-import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,18 @@ from experiments.errors import check_name
 from experiments.pages import report
 from experiments.runs import progress
 from experiments.runs.run import use
-from experiments.studies import catalog, page
-from experiments.studies.settings import Folders, Setting
-from experiments.studies.study import Arm, Outcome, Study, best
-from experiments.sweeps.grid import product, stack, values
+from experiments.studies import catalog, page, records
+from experiments.studies.arms import Arm, Design
+from experiments.studies.search import Finding, search
+from experiments.studies.settings import Folders
+from experiments.studies.study import Study
+from experiments.studies.trainer import Trainer
 from experiments.sweeps.processes import is_first, join
-from experiments.sweeps.sweep import check_chunk_size, check_chunks, sweep
-from experiments.training.data import Data
-from experiments.training.train import History
+from experiments.sweeps.sweep import check_chunk_size, check_chunks
+from experiments.tasks import images
 
-QUICK_SEEDS = 3
+CONFIG = "config.json"
+SWEEPS = "sweeps"
 
 
 def run(
@@ -40,7 +41,7 @@ def run(
     processes: tuple[str | None, int, int],
     command: str,
 ) -> None:
-    """Trains the missing arms of a study, and prints its answer.
+    """Trains what is missing of a study, and prints its answer.
 
     Args:
         name: of the study.
@@ -57,12 +58,13 @@ def run(
     join(*processes)
     spread_over_cores()
     use(platform)
+    keep_compilations()
     study = catalog.find(name)
     arms = select_arms(study.arms(full), settings)
-    outcomes = compare(study, arms, full, folder, folders, chunk, command)
+    findings = compare(study, arms, full, folder, folders, chunk, command)
     if is_first():
-        table = page.table("best", "", page.sort_outcomes(best(outcomes)))
-        print(f"\n{report.as_markdown(table)}\n{study.answer(outcomes)}\n")
+        made = page.page(study, findings, {})
+        print(f"\n{report.as_markdown(made.tables[0])}\n{made.answer}\n")
         print(f"The page is {folder / 'report.html'}")
 
 
@@ -76,6 +78,12 @@ def spread_over_cores() -> None:
     os.environ.setdefault("NPROC", str(2 * (os.cpu_count() or 1)))
     with suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
+
+
+def keep_compilations() -> None:
+    """Has JAX keep what it compiles, for the stages of a study and for the next one."""
+    jax.config.update("jax_compilation_cache_dir", os.fspath(images.CACHE / "compilations"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
 
 
 def select_arms(arms: Sequence[Arm], names: Sequence[str]) -> Sequence[Arm]:
@@ -94,74 +102,69 @@ def compare(
     folders: Folders,
     chunk: int,
     command: str,
-) -> list[Outcome]:
-    """Trains the missing arms of a study, and writes its page."""
+) -> list[Finding]:
+    """Trains what is missing of a study, and writes its record and its page."""
+    design = study.design(full)
+    wanted = describe(study, arms, full, chunk)
+    load = functools.cache(lambda setting: setting.data(folders))
+    claim = files.claim(folder / CONFIG, wanted)
+    with claim if is_first() else nullcontext():
+        if is_first():
+            for sweep in sorted(folder.glob(f"{SWEEPS}/*")):
+                check_chunks(sweep)
+        with progress.trials(count(arms, design)) as tell:
+            trainer = Trainer(folder / SWEEPS, load, study.measures, wanted["chunk"], tell)
+            findings = search(arms, design, trainer)
+        if is_first():
+            files.write_json(folder / CONFIG, {**wanted, "command": command})
+            records.write(folder, trainer.trainings)
+            report.keep(page.page(study, findings, details(wanted, command)), folder)
+    return findings
+
+
+def count(arms: Sequence[Arm], design: Design) -> int:
+    """Returns how many trainings a search takes where no best point is at an edge."""
+    fixed = (
+        design.rounds * design.points * design.tuning_seeds
+        + design.finalists * design.final_seeds
+        + design.seeds
+    )
+    numbers = sum(len(arm.box) for arm in arms)
+    # The chosen value is among those of a slice, or one more.
+    return len(arms) * fixed + numbers * design.slice_points * design.slice_seeds
+
+
+def describe(study: Study, arms: Sequence[Arm], full: bool, chunk: int) -> dict[str, Any]:
+    """Returns what a study's record depends on, as plain values."""
+    design = study.design(full)
     wanted = {
         "study": study.name,
         "full": full,
         "settings": list(dict.fromkeys(arm.setting.name for arm in arms)),
-        "versions": files.versions(),
+        "design": vars(design),
+        # All sweeps of a program have chunks of one size, and so are one compilation.
+        "chunk": min(chunk, design.points * design.tuning_seeds),
+        "devices": len(jax.devices()),
+        "arms": {arm.title: describe_arm(arm) for arm in arms},
+        "versions": files.versions("scipy"),
     }
-    seeds = range(study.seeds if full else QUICK_SEEDS)
-    load = functools.cache(lambda setting: setting.data(folders))
-    claim = files.claim(folder / "study.json", wanted)
-    with claim if is_first() else nullcontext():
-        for arm in arms if is_first() else ():
-            check_chunks(folder / "arms" / arm.slug)
-        outcomes = train_all(arms, seeds, folder, load, chunk)
-        if is_first():
-            details = {"command": command, **describe(wanted, arms)}
-            report.keep(page.page(study, outcomes, details), folder)
-    return outcomes
+    return files.plain(wanted)
 
 
-def train_all(
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    folder: Path,
-    load: Callable[[Setting], Data],
-    chunk: int,
-) -> list[Outcome]:
-    """Returns the outcome of every arm at every point of its grid."""
-    outcomes = []
-    with progress.trials(sum(len(arm.grid) for arm in arms) * len(seeds)) as report:
-        for arm in arms:
-            grid = product(arm.grid, values("seed", *seeds))
-            history = sweep(
-                arm.config,
-                stack(grid),
-                load(arm.setting),
-                folder / "arms" / arm.slug,
-                chunk=chunk,
-                report=count_progress(functools.partial(report, arm.title)),
-            )
-            outcomes += split(arm, history, len(seeds))
-    return outcomes
+def describe_arm(arm: Arm) -> dict[str, Any]:
+    """Returns an arm as plain values."""
+    return {
+        # Without the addresses of functions.
+        "config": re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", str(arm.config)),
+        "box": {name: vars(range) for name, range in arm.box.items()},
+        "fixed": {name: str(value) for name, value in arm.fixed.items()},
+        "against": arm.against,
+    }
 
 
-def count_progress(tell: Callable[[int], None]) -> Callable[[int, int], None]:
-    """Returns the report of a sweep that passes on how many more trainings are done."""
-    before = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal before
-        tell(done - before)
-        before = done
-
-    return report
-
-
-def split(arm: Arm, history: History, seeds: int) -> list[Outcome]:
-    """Returns the outcomes of an arm's points, whose trials follow one another by seeds."""
-    return [
-        Outcome(arm, point, jax.tree.map(lambda x, i=i: x[i * seeds : (i + 1) * seeds], history))
-        for i, point in enumerate(arm.grid)
-    ]
-
-
-def describe(wanted: dict[str, Any], arms: Sequence[Arm]) -> dict[str, str]:
+def details(wanted: dict[str, Any], command: str) -> dict[str, str]:
     """Returns how the page was made."""
-    configs = "\n\n".join(f"{arm.title}: {arm.config}; grid {list(arm.grid)}" for arm in arms)
-    # Without the addresses of functions.
-    configs = re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", configs)
-    return {"versions": json.dumps(wanted["versions"], indent=2), "configs": configs}
+    return {
+        "command": command,
+        **{name: files.to_json(wanted[name], indent=2) for name in ("design", "arms", "versions")},
+    }

@@ -1,4 +1,4 @@
-"""Every public method on every setting, each at the best of its own grid."""
+"""Every public method on every setting, each tuned over the learning rate and its number."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,16 @@ from scipy import stats
 
 import jaxclip
 from experiments.pages.report import Column, Table
-from experiments.pages.series import Figure
+from experiments.studies.arms import Arm
+from experiments.studies.effects import by_setting
 from experiments.studies.knobs import make_arm, unclipped_arm
-from experiments.studies.page import comparison_figure
+from experiments.studies.search import Finding
 from experiments.studies.settings import SETTINGS
-from experiments.studies.study import Arm, Outcome, Study, best, by_setting, sort_key, verdict
+from experiments.studies.study import Study
 
 
 def arms(full: bool) -> Sequence[Arm]:
-    """Returns all named methods, five points each, on the settings of the form."""
+    """Returns no clip and all named methods, on the settings of the form."""
     settings = list(SETTINGS.values()) if full else [SETTINGS["mnist"]]
     return [
         one
@@ -27,20 +28,12 @@ def arms(full: bool) -> Sequence[Arm]:
     ]
 
 
-def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
-    """Returns the methods side by side, a figure a setting."""
-    return [
-        comparison_figure(here, f"best-{setting}", f"{setting}: each at its best")
-        for setting, here in by_setting(best(outcomes)).items()
-    ]
-
-
-def rank_table(outcomes: Sequence[Outcome]) -> Sequence[Table]:
-    """Returns the rank of every method on every setting, and its mean; 1 is best."""
-    groups = by_setting(best(outcomes))
+def rank_table(findings: Sequence[Finding]) -> Sequence[Table]:
+    """Returns the rank of every arm on every setting, and its mean; 1 is best."""
+    groups = by_setting(findings)
     ranked = {}
     for setting, here in groups.items():
-        places = stats.rankdata([-sort_key(one.mean) for one in here])
+        places = stats.rankdata([-np.nan_to_num(one.chosen.mean) for one in here])
         ranked[setting] = {one.arm.name: place for one, place in zip(here, places, strict=True)}
     methods = dict.fromkeys(name for places in ranked.values() for name in places)
     rows = [
@@ -48,17 +41,15 @@ def rank_table(outcomes: Sequence[Outcome]) -> Sequence[Table]:
         + [float(places[name]) for places in ranked.values()]
         for name in methods
     ]
-    columns = [Column("clip"), Column("mean rank", "{:.2f}")]
+    columns = [Column("arm"), Column("mean rank", "{:.2f}")]
     columns += [Column(setting, "{:.1f}") for setting in groups]
     return [Table("ranks", "Ranks by accuracy", columns, sorted(rows, key=lambda row: row[1]))]
 
 
 STUDY = Study(
     name="methods",
-    question="Which method is best on which task, when each may choose from five values of its own "
+    question="Which method is best on which task, each tuned over the learning rate and its own "
     "number?",
     arms=arms,
-    figures=figures,
-    answer=verdict,
     tables=rank_table,
 )

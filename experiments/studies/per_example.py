@@ -5,14 +5,11 @@ from collections.abc import Sequence
 import optax
 
 import jaxclip
-from experiments.pages.series import Figure
-from experiments.studies.knobs import at_learning_rate, unclipped_arm
-from experiments.studies.page import comparison_figure, epoch_figure, knob_figure
+from experiments.studies.arms import Arm
+from experiments.studies.knobs import AROUND, make_arm, rates, scaled, unclipped_arm
 from experiments.studies.settings import SETTINGS, Setting
-from experiments.studies.study import Arm, Outcome, Study, best, by_setting, verdict
-from experiments.sweeps.grid import values
-
-LIMITS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+from experiments.studies.study import Study
+from experiments.training.config import Limit
 
 
 def arms(full: bool) -> Sequence[Arm]:
@@ -23,27 +20,18 @@ def arms(full: bool) -> Sequence[Arm]:
 
 def of_setting(setting: Setting) -> list[Arm]:
     """Returns the three ways on one setting."""
-    examples = setting.config(
-        lambda limit: optax.identity(), per_example=jaxclip.value_and_clipped_grad
-    )
-    grid = at_learning_rate(setting, values("limit", *(setting.norm * limit for limit in LIMITS)))
+    config = setting.config(no_batch_clip, per_example=jaxclip.value_and_clipped_grad)
+    box = {"learning_rate": rates(setting), "limit": scaled(AROUND, setting.norm)}
     return [
         unclipped_arm(setting),
-        Arm("batch", setting, setting.config(jaxclip.clip_by_global_norm), grid),
-        Arm("per example", setting, examples, grid),
+        make_arm("clip_by_global_norm", setting, "the batch"),
+        Arm("each example", setting, config, box),
     ]
 
 
-def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
-    """Returns the three ways at their best, setting by setting, and against the limit."""
-    made = [comparison_figure(best(outcomes), "best", "Each at its best limit")]
-    for setting, here in by_setting(outcomes).items():
-        limited = [one for one in here if one.arm.knob]
-        made += [
-            knob_figure(limited, f"limits-{setting}", f"{setting}: against the limit", "limit"),
-            epoch_figure(best(here), f"epochs-{setting}", f"{setting}: the way there"),
-        ]
-    return made
+def no_batch_clip(limit: Limit) -> optax.GradientTransformation:
+    """Returns the clip of a batch whose examples are clipped: none."""
+    return optax.identity()
 
 
 STUDY = Study(
@@ -51,7 +39,4 @@ STUDY = Study(
     question="With wrong labels, or a few examples of huge loss: clip each example, the batch, or "
     "nothing?",
     arms=arms,
-    figures=figures,
-    answer=verdict,
-    seeds=10,
 )

@@ -1,60 +1,50 @@
-"""Where the clip belongs: before the optimizer or after it."""
+"""Where the clip belongs: before the optimizer, after it, or nowhere."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import optax
 
-import jaxclip
-from experiments.pages.series import Figure
-from experiments.studies.page import comparison_figure, knob_figure
+from experiments.studies.arms import Arm, Range
+from experiments.studies.knobs import make_arm, unclipped_arm
 from experiments.studies.settings import SETTINGS
-from experiments.studies.study import Arm, Outcome, Study, best, verdict
-from experiments.sweeps.grid import product, values
+from experiments.studies.study import Study
 
+# Each with a usual learning rate.
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
-    "sgd": (optax.sgd, 0.1),
+    "SGD": (optax.sgd, 0.1),
     "momentum": (functools.partial(optax.sgd, momentum=0.9), 0.01),
-    "adam": (optax.adam, 0.001),
-    "sign": (optax.sign_sgd, 0.001),
-    "muon": (optax.contrib.muon, 0.01),
+    "Adam": (optax.adam, 0.001),
+    "signs": (optax.sign_sgd, 0.001),
+    "Muon": (optax.contrib.muon, 0.01),
 }
 
 
 def arms(full: bool) -> Sequence[Arm]:
-    """Returns each optimizer with the clip before it and after it, over the same seven limits."""
-    setting = SETTINGS["mnist_heavy_tails"]
-    limits = np.logspace(-4, 2, 7) if full else np.logspace(-3, 1, 3)
-    names = OPTIMIZERS if full else ("momentum", "adam")
-    grid = values("limit", *(float(setting.norm * limit) for limit in limits))
-    return [
-        Arm(
-            f"{name}, clip {'after' if last else 'before'}",
-            setting,
-            setting.config(
-                jaxclip.clip_by_global_norm, optimizer=OPTIMIZERS[name][0], clip_last=last
-            ),
-            product(values("learning_rate", OPTIMIZERS[name][1]), grid),
-        )
-        for name in names
-        for last in (False, True)
-    ]
+    """Returns each optimizer with the clip before it, after it, and without one."""
+    names = OPTIMIZERS if full else ("momentum", "Adam")
+    return [arm for name in names for arm in arms_of_optimizer(name)]
 
 
-def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
-    """Returns both places at their best limit, and against the limit."""
-    return [
-        comparison_figure(best(outcomes), "best", "Each place at its best limit"),
-        knob_figure(outcomes, "limits", "Accuracy against the limit", "limit"),
-    ]
+def arms_of_optimizer(name: str) -> list[Arm]:
+    """Returns an optimizer with the clip before it, after it, and without one."""
+    optimizer, rate = OPTIMIZERS[name]
+    setting = dataclasses.replace(
+        SETTINGS["mnist_heavy_tails"], optimizer=optimizer, learning_rate=rate
+    )
+    bare = unclipped_arm(setting, f"{name}, no clip")
+    before = make_arm("clip_by_global_norm", setting, f"{name}, clip before")
+    after = make_arm("clip_by_global_norm", setting, f"{name}, clip after", clip_last=True)
+    # Steps are as large as the learning rate makes them, whatever the gradient is.
+    steps = {**after.box, "limit": Range(0.01, 10.0)}
+    clipped = (before, dataclasses.replace(after, box=steps))
+    return [bare, *(dataclasses.replace(arm, against=bare.name) for arm in clipped)]
 
 
 STUDY = Study(
     name="placement",
     question="Does the clip belong before momentum, Adam, or an update that is a sign or "
-    "orthogonalised, or after it?",
+    "orthogonalized, or after it?",
     arms=arms,
-    figures=figures,
-    answer=verdict,
 )

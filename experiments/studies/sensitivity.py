@@ -1,16 +1,15 @@
-"""Sensitivity to the limit: accuracy against the limit over five decades."""
+"""Sensitivity: over how many decades of its limit, and of the learning rate, a method works."""
 
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
-from experiments.pages.series import Figure
-from experiments.studies.knobs import KNOBS, at_learning_rate, make_arm
-from experiments.studies.page import knob_figure
+from experiments.studies.arms import FULL, QUICK, Arm
+from experiments.studies.effects import find_width
+from experiments.studies.knobs import make_arm, unclipped_arm
+from experiments.studies.page import rate_width, width_text
+from experiments.studies.search import Finding
 from experiments.studies.settings import SETTINGS
-from experiments.studies.study import Arm, Outcome, Study, best
-from experiments.sweeps.grid import values
+from experiments.studies.study import Study
 
 METHODS = (
     "clip_by_global_norm",
@@ -21,46 +20,37 @@ METHODS = (
     "clip_by_value",
     "u_clip",
 )
-FORGIVEN = 0.01
 
 
 def arms(full: bool) -> Sequence[Arm]:
-    """Returns the methods with a limit, over five decades around the usual norm."""
+    """Returns no clip, and the methods with a limit."""
     setting = SETTINGS["mnist_deep"]
-    decades = np.logspace(-3, 2, 11 if full else 6)
     chosen = METHODS if full else METHODS[:4]
-    return [spread_arm(make_arm(method, setting), method, decades) for method in chosen]
+    return [unclipped_arm(setting), *(make_arm(method, setting) for method in chosen)]
 
 
-def spread_arm(one: Arm, method: str, decades: np.ndarray) -> Arm:
-    """Returns an arm with a grid over decades of its norm, as its method measures it."""
-    share = KNOBS[method].share or 1.0
-    limits = values("limit", *(float(share * one.setting.norm * decade) for decade in decades))
-    return dataclasses.replace(one, grid=at_learning_rate(one.setting, limits))
-
-
-def figures(outcomes: Sequence[Outcome]) -> Sequence[Figure]:
-    """Returns accuracy against limit."""
-    return [knob_figure(outcomes, "limits", "Accuracy against the limit", "limit")]
-
-
-def tolerance(outcomes: Sequence[Outcome]) -> str:
+def tolerance(findings: Sequence[Finding]) -> str:
     """Returns over how many decades each method stays within a point of its best."""
-    widths = []
-    for top in best(outcomes):
-        here = [one for one in outcomes if one.arm.title == top.arm.title]
-        good = [one.point["limit"] for one in here if one.mean >= top.mean - FORGIVEN]
-        widths.append((np.log10(max(good) / min(good)), top))
-    widths.sort(key=lambda pair: -pair[0])
-    return "Within one point of its own best over this many decades of the limit: " + "; ".join(
-        f"{top.arm.name} {width:.1f} (best {100 * top.mean:.2f} %)" for width, top in widths
-    )
+    lines = []
+    for finding in findings:
+        rate = rate_width(finding)
+        limit = find_width(finding.slices["limit"], "limit") if "limit" in finding.slices else None
+        parts = [
+            f"{width_text(width)} of the {name}"
+            for name, width in (("limit", limit), ("learning rate", rate))
+            if width is not None
+        ]
+        lines.append((limit.decades if limit else -1.0, f"{finding.arm.name} {', '.join(parts)}"))
+    ranked = [text for _, text in sorted(lines, key=lambda pair: -pair[0])]
+    return f"Decades within one point of its own best: {'; '.join(ranked)}."
 
 
 STUDY = Study(
     name="sensitivity",
-    question="Which method forgives a bad limit?",
+    question="Which method forgives a bad limit, or a bad learning rate?",
     arms=arms,
-    figures=figures,
     answer=tolerance,
+    # More of what the question is about, and less of everything else.
+    full=dataclasses.replace(FULL, slice_points=25, slice_seeds=8),
+    quick=dataclasses.replace(QUICK, slice_points=7, slice_seeds=2),
 )

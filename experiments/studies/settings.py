@@ -28,12 +28,13 @@ class Setting:
         task: the task.
         norm: about the usual norm of its gradients; grids of limits surround it.
         optimizer: as in `Config`.
-        learning_rate: the one that the studies use.
+        learning_rate: a usual one; boxes of rates surround it.
         batch_size: as in `Config`.
         epochs: as in `Config`.
         wrong_labels: the share of the training labels that are made wrong.
         corrupt: as in `Config`.
         disturb: as in `Config`.
+        floor: the score of having learned nothing; a training that ends no better has failed.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Setting:
     wrong_labels: float = 0.0
     corrupt: Callable[[jax.Array, Batch], Batch] | None = None
     disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
+    floor: float = 0.15
 
     def config(self, clip: Callable[[Any], optax.GradientTransformation], **changes: Any) -> Config:
         """Returns its training with a clip; `changes` are fields of `Config`."""

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from experiments.training.train import History
 
 Report = Callable[[int, int], None]
 AXIS = "trials"
+SECONDS = "seconds"  # of each trial, beside its history
 FEW = 8  # trials, for which XLA plans as it does for more
 REMEDY = "delete it, and its trainings are repeated"
 FAR_OFF = 3  # the peak of a trace is off by less
@@ -41,6 +43,26 @@ def sweep(
 ) -> History:
     """Returns the history of every trial, as arrays of the host with a leading axis of trials.
 
+    It is `timed_sweep` without the times, in chunks no larger than the trials.
+    """
+    check_chunk_size(chunk)
+    chunk = min(chunk, len(trials.seed))
+    options: Any = {"chunk": chunk, "memory": memory, "report": report}
+    return timed_sweep(config, trials, data, folder, **options)[0]
+
+
+def timed_sweep(
+    config: Config,
+    trials: Trial,
+    data: Data,
+    folder: Path,
+    *,
+    chunk: int = 64,
+    memory: int | None = None,
+    report: Report = lambda done, total: None,
+) -> tuple[History, np.ndarray]:
+    """Returns the history of every trial, and its share f32[trials] of the seconds of its chunk.
+
     The trials of a chunk are sharded over all devices of all processes. Every finished chunk is
     kept in the folder, and a sweep that was stopped trains only the missing ones.
 
@@ -49,7 +71,8 @@ def sweep(
         trials: their numbers, each an array [trials].
         data: the examples.
         folder: where the chunks are kept; it is made, or holds an earlier part of this sweep.
-        chunk: how many trials are in one call; rounded up to a multiple of the devices.
+        chunk: how many trials are in one call; rounded up to a multiple of the devices. Sweeps of
+            one config and one chunk, of however many trials, are one compilation.
         memory: bytes that a chunk may take; by default the free memory.
         report: called with the number of trials done and their total, at first and every chunk.
 
@@ -59,7 +82,7 @@ def sweep(
     """
     check_chunk_size(chunk)
     devices = len(jax.devices())
-    size = -(-min(chunk, len(trials.seed)) // devices) * devices
+    size = -(-chunk // devices) * devices
     check_memory(config, trials, data, size, free_memory() if memory is None else memory)
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
     shared = processes.place(data, NamedSharding(mesh, PartitionSpec()))
@@ -78,8 +101,8 @@ def sweep_chunks(
     size: int,
     mesh: Mesh,
     report: Report,
-) -> History:
-    """Returns the histories of all trials, of which those in the folder need no computing."""
+) -> tuple[History, np.ndarray]:
+    """Returns the histories and seconds of all trials; those in the folder need no computing."""
     total = len(trials.seed)
     starts = range(0, total, size)
     paths = [folder / f"trials-{start}.npz" for start in starts]
@@ -98,10 +121,13 @@ def sweep_chunks(
     for start, path, count in chunks:
         if compiled is None or start in parts:
             continue
+        began = time.perf_counter()
         history = processes.gather(compiled(select_trials(trials, start, size, mesh), data))
-        parts[start] = jax.tree.map(lambda leaf, count=count: leaf[:count], history)
+        seconds = np.full(count, (time.perf_counter() - began) / count, np.float32)
+        kept = jax.tree.map(lambda leaf, count=count: leaf[:count], history)
+        parts[start] = kept, processes.broadcast(seconds)
         if processes.is_first():
-            files.write_arrays(path, parts[start]._asdict())
+            files.write_arrays(path, {**kept._asdict(), SECONDS: seconds})
         done += count
         report(done, total)
     ordered = [parts[start] for start in starts]
@@ -146,21 +172,23 @@ def describe(program: str, trials: Trial, data: Data, chunk: int) -> dict[str, A
     }
 
 
-def read(file: Path, shapes: History, count: int) -> History:
-    """Reads the histories of a chunk of `count` trials; only the first process has the file.
+def read(file: Path, shapes: History, count: int) -> tuple[History, np.ndarray]:
+    """Reads histories and seconds of a chunk of `count` trials; only the first process has them.
 
     Raises:
         BadInput: the file is damaged.
     """
     if not processes.is_first():
         nothing = jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), shapes)
-        return processes.broadcast(nothing)
+        return processes.broadcast((nothing, np.zeros(count, np.float32)))
     arrays: Any = files.read_arrays(file, REMEDY)
+    expected = {
+        name: ((count, *kept.shape[1:]), kept.dtype) for name, kept in shapes._asdict().items()
+    }
     with files.read_errors(file, REMEDY):
-        files.check_arrays(arrays, {
-            name: ((count, *kept.shape[1:]), kept.dtype) for name, kept in shapes._asdict().items()
-        })  # fmt: skip
-    return processes.broadcast(History(**arrays))
+        files.check_arrays(arrays, {**expected, SECONDS: ((count,), np.float32)})
+    seconds = arrays.pop(SECONDS)
+    return processes.broadcast((History(**arrays), seconds))
 
 
 def check_chunk_size(chunk: int) -> None:

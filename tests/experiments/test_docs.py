@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import jaxclip
-from experiments.pages import report
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -67,23 +66,3 @@ def test_the_clips_of_the_page_on_choosing_clip_as_often_as_it_says(clip, expect
 
     norms = np.random.default_rng(0).lognormal(0.0, 0.5, 2000).astype(np.float32)
     np.testing.assert_allclose(clip_rate(norms), expected, atol=0.03)
-
-
-def test_the_gain_of_a_falling_limit_is_that_of_the_results():
-    [best, *_] = report.load(ROOT / "experiments" / "results" / "schedules").tables
-    names = [column.title for column in best.columns]
-    rows = {row[1]: dict(zip(names, row, strict=True)) for row in best.rows}
-    page = " ".join((DOCS / "choosing.md").read_text().split())
-    claim = re.search(
-        r"gains (\S+) points there over a constant one along a straight line, (\S+) along a cosine "
-        r"and (\S+) by a step at the half\. The best limit of all four is the largest",
-        page,
-    )
-    assert claim
-    falling = ["linear, 1 to 0.1", "cosine, 1 to 0.1", "step, 1 to 0.1 at the half"]
-    for told, name in zip(claim.groups(), falling, strict=True):
-        gain = rows[name]["accuracy, %"] - rows["constant"]["accuracy, %"]
-        assert told == f"{gain:.1f}"
-    for name in ("constant", *falling):
-        assert rows[name]["edge of its grid"] == "edge"
-        assert rows[name]["value"] == 3

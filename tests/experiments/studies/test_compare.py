@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import subprocess
@@ -11,138 +10,112 @@ import pytest
 from experiments import files
 from experiments.__main__ import main
 from experiments.pages import report
-from experiments.studies import catalog, compare, knobs, page, study
+from experiments.studies import catalog, compare, knobs, records
+from experiments.studies.arms import Design
 from experiments.studies.settings import Setting
-from experiments.studies.study import Study, best, p_value, p_values, verdict
-from experiments.sweeps.grid import values
+from experiments.studies.study import Study
 from tests.experiments.line import LINE, Line
 
 ROOT = Path(__file__).parents[3]
-SETTING = Setting("line", Line(), norm=1.0, batch_size=8)
+SETTING = Setting("line", Line(), norm=1.0, batch_size=8, learning_rate=0.3, floor=-10.0)
+SMALL = Design(
+    points=4, tuning_seeds=1, rounds=1, most_rounds=1, finalists=2, final_seeds=1,
+    slice_points=3, slice_seeds=1, seeds=3,
+)  # fmt: skip
 
 
 def arms(full):
-    """A clip of three limits, of which the smallest hardly moves, and none."""
-    arm = knobs.make_arm("clip_by_global_norm", SETTING)
-    grid = knobs.at_learning_rate(SETTING, values("limit", 1e-6, 0.3, 3.0))
-    return [dataclasses.replace(arm, grid=grid), knobs.unclipped_arm(SETTING)]
+    """A clip of the global norm, and none: one program."""
+    clipped = knobs.make_arm("clip_by_global_norm", SETTING, "a <clip>")
+    return [knobs.unclipped_arm(SETTING), clipped]
 
 
 STUDY = Study(
     name="lines",
     question="Which <limit>?",
     arms=arms,
-    figures=lambda outcomes: [
-        page.comparison_figure(best(outcomes), "best", "Best"),
-        page.knob_figure(outcomes[:3], "limits", "Limits", "limit"),
-        page.epoch_figure(best(outcomes), "epochs", "Epochs"),
-    ],
-    answer=verdict,
+    measures={"first loss": lambda history: float(history.loss[0, 0])},
+    quick=SMALL,
 )
-
-
-def compared(lines):
-    return compare.compare(
-        STUDY, arms(False), full=False, folder=lines / "out", folders={}, chunk=64, command=""
-    )
 
 
 @pytest.fixture
 def lines(monkeypatch, tmp_path):
     """Puts a study of a line through points in the place of all studies."""
     monkeypatch.setattr(catalog, "find", lambda name: STUDY)
-    monkeypatch.setattr(Line, "data", lambda self, folder: LINE, raising=False)
+    monkeypatch.setattr(compare, "keep_compilations", lambda: None)
+    monkeypatch.setattr(
+        Line, "data", lambda self, folder: LINE._replace(validation=LINE.test), raising=False
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.slow
-def test_a_study_ends_in_a_page_and_goes_on_where_it_stopped(lines, capsys, monkeypatch):
-    assert main(["compare", "lines"]) == 0
+def test_a_study_ends_in_a_record_and_a_page_and_goes_on_where_it_stopped(lines, capsys):
+    assert main(["compare", "lines", "--chunk", "8"]) == 0
     told = capsys.readouterr().out
     folder = lines / "runs/lines-quick"
-    assert "trainings 12/12" in told
+    assert "trainings 8/27  round 1, line: no clip" in told
     assert "The page is runs/lines-quick/report.html" in told
+    assert "| arm | accuracy, % |" in told
     loaded = report.load(folder)
-    assert [table.name for table in loaded.tables] == ["best", "all"]
-    assert len(loaded.tables[1].rows) == 4
-    assert loaded.details["command"] == "python -m experiments compare lines"
+    names = ["effects-line", "widths-line", "points-line"]
+    assert [table.name for table in loaded.tables] == names
+    assert loaded.details["command"] == "python -m experiments compare lines --chunk 8"
     assert "Which &lt;limit&gt;?" in (folder / "report.html").read_text()
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"}
 
-    # Killed after the first arm: only the second one is trained again, with the same numbers.
-    before = (folder / "page.json").read_bytes()
-    for path in (folder / "arms").glob("*no-clip*/trials-*.npz"):
-        path.unlink()
-    (folder / "page.json").unlink()
-    assert main(["compare", "lines"]) == 0
-    told = capsys.readouterr().out
-    assert "trainings 9/12  line: clip_by_global_norm" in told.splitlines()[0]
-    assert (folder / "page.json").read_bytes() == before
-
-
-def test_the_numbers_of_the_page_are_those_of_the_histories(lines):
-    outcomes = compared(lines)
-    assert [outcome.point["limit"] for outcome in outcomes[:3]] == [1e-6, 0.3, 3.0]
-    assert [len(outcome.scores) for outcome in outcomes] == [3] * 4
-    history = np.load(next((lines / "out/arms/line-clip_by_global_norm").glob("trials-*.npz")))
-    np.testing.assert_array_equal(
-        np.concatenate([outcome.scores for outcome in outcomes[:3]]), history["score"][:, -1]
-    )
-    clipped, bare = best(outcomes)
-    assert clipped.point["limit"] != 1e-6
-    scores = bare.scores
-    np.testing.assert_allclose(bare.mean, scores.mean())
-    # The quantile of Student's t with two degrees of freedom, from a table.
-    np.testing.assert_allclose(
-        bare.half_width, 4.302653 * scores.std(ddof=1) / np.sqrt(3), rtol=1e-5
-    )
-    assert (outcomes[0].clip_rate, bare.clip_rate, bare.failed) == (1, 0, 0)
-    assert p_value(clipped, outcomes[0]) < 0.05
-    assert p_value(clipped, clipped) == 1
+    # Killed during the last stage: only that is trained again, with the same numbers.
+    before = {name: (folder / name).read_bytes() for name in ("page.json", "trainings.csv")}
+    [last] = (folder / "sweeps").glob("test-*/trials-0.npz")
+    seconds = records.read(folder)[-1].seconds
+    last.unlink()
+    for name in before:
+        (folder / name).unlink()
+    assert main(["compare", "lines", "--chunk", "8"]) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[0] == "trainings 8/27  round 1, line: no clip"
+    kept = [one._replace(seconds=0) for one in records.read(folder)]
+    (folder / "trainings.csv").write_bytes(before["trainings.csv"])
+    assert kept == [one._replace(seconds=0) for one in records.read(folder)]
+    assert seconds > 0
 
 
 @pytest.mark.slow
-def test_what_diverges_counts_as_worst(lines):
-    outcomes = compared(lines)
-    good = outcomes[2]
-    nothing = np.full_like(good.history.score, np.nan)
-    lost = good._replace(history=good.history._replace(score=nothing, validation=nothing))
-    assert best([lost, good])[0].mean == good.mean
-    assert cell(lost, "accuracy, %") is None
-    assert p_value(good, lost) == 0
+def test_the_lines_of_the_record_are_those_of_the_histories(lines):
+    findings = compare.compare(
+        STUDY, arms(False), full=False, folder=lines / "out", folders={}, chunk=64, command="typed"
+    )
+    kept = records.read(lines / "out")
+    stages = [one.stage for one in kept]
+    assert len(kept) == stages.count("round 1") + stages.count("finalists") + 6 + sum(
+        stage.startswith("width") for stage in stages
+    )
+    [path] = (lines / "out/sweeps").glob("test-*/trials-0.npz")
+    history = np.load(path)
+    tests = [one for one in kept if one.stage == "test"]
+    assert [one.seed for one in tests] == [0, 1, 2] * 2
+    assert [one.arm for one in tests] == ["no clip"] * 3 + ["a <clip>"] * 3
+    for name, column in (("test", "score"), ("validation", "validation")):
+        got = np.float32([getattr(one, name) for one in tests])
+        np.testing.assert_array_equal(got, history[column][:, -1])
+    first = np.float32([one.measures["first loss"] for one in tests])
+    np.testing.assert_array_equal(first, history["loss"][:, 0, 0])
+    np.testing.assert_allclose([one.loss for one in tests], history["loss"][:, -1].mean(-1))
+    assert [one.clip_rate > 0 for one in tests] == [False] * 3 + [True] * 3
+    assert not any(one.failed for one in tests)
+    assert list(findings[1].chosen.trainings) == tests[3:]
+    config = json.loads((lines / "out/config.json").read_text())
+    assert config["command"] == "typed"
+    assert config["design"]["points"] == 4
+    assert config["arms"]["line: a <clip>"]["against"] == "no clip"
 
 
-def cell(outcome, name):
-    table = page.table("name", "title", [outcome])
-    return table.rows[0][[column.title for column in table.columns].index(name)]
-
-
-def test_a_point_is_chosen_by_what_was_held_out_and_told_by_the_test(lines):
-    outcomes = compared(lines)
-    one, other = outcomes[1:3]
-    like = np.ones_like(one.history.score)
-    one = one._replace(history=one.history._replace(score=0.5 * like, validation=0.8 * like))
-    other = other._replace(history=other.history._replace(score=0.6 * like, validation=0.7 * like))
-    assert best([other, one]) == [one]
-    told = cell(one, "accuracy, %"), cell(one, "validation, %")
-    np.testing.assert_allclose(told, (50, 80), rtol=1e-6)
-    assert [cell(point, "edge of its grid") for point in outcomes] == ["edge", None, "edge", None]
-
-
-def test_every_setting_has_its_turn(lines):
-    one, two, three, other = compared(lines)
-    elsewhere = dataclasses.replace(other.arm, setting=dataclasses.replace(SETTING, name="z"))
-    other = other._replace(arm=elsewhere)
-    assert page.interleave([one, two, three, other]) == [one, other, two, three]
-
-
-def test_of_many_differences_fewer_count(lines, monkeypatch):
-    outcomes = compared(lines)
-    alone = iter([0.01, 0.04, 0.2, 0.6])
-    monkeypatch.setattr(study, "p_value", lambda one, other: next(alone))
-    # Benjamini & Hochberg: p times the number of tests over its rank.
-    np.testing.assert_allclose(p_values(outcomes[0], outcomes), [0.04, 0.08, 0.8 / 3, 0.6])
+def test_the_expected_number_of_trainings_is_that_of_a_search_without_edges():
+    bare, clipped = arms(False)
+    assert compare.count([bare], SMALL) == 4 + 2 + 3 + 3
+    assert compare.count([bare, clipped], SMALL) == 2 * (4 + 2 + 3) + 3 * 3
 
 
 @pytest.mark.parametrize(
@@ -178,32 +151,32 @@ def test_a_chunk_of_no_trainings_is_refused_before_anything_is_written(lines, ca
 def test_a_folder_of_another_study_or_version_is_refused(lines, capsys):
     folder = lines / "there"
     folder.mkdir()
-    wanted = {"study": "lines", "full": True, "settings": ["line"], "versions": files.versions()}
-    (folder / "study.json").write_text(json.dumps(wanted))
+    wanted = compare.describe(STUDY, arms(False), False, 64)
+    (folder / "config.json").write_text(json.dumps({**wanted, "full": True}))
     assert main(["compare", "lines", "--out", "there"]) == 2
     assert "full True there, False here" in capsys.readouterr().err
-    wanted |= {"full": False, "versions": {**wanted["versions"], "jax": "0.0.1"}}
-    (folder / "study.json").write_text(json.dumps(wanted))
+    versions = {**wanted["versions"], "jax": "0.0.1"}
+    (folder / "config.json").write_text(json.dumps({**wanted, "versions": versions}))
     assert main(["compare", "lines", "--out", "there"]) == 2
     assert "jax 0.0.1 there" in capsys.readouterr().err
-    (folder / "study.json").unlink()
+    (folder / "config.json").unlink()
     (folder / "thesis.txt").write_text("kept")
     assert main(["compare", "lines", "--out", "there"]) == 2
     assert "holds something else" in capsys.readouterr().err
 
 
-def test_a_damaged_chunk_of_the_last_arm_is_told_before_the_first_is_trained(lines, capsys):
-    last = lines / "there/arms" / knobs.unclipped_arm(SETTING).slug
+def test_a_damaged_chunk_is_told_before_anything_is_trained(lines, capsys):
+    last = lines / "there/sweeps/test-0-line-no-clip"
     last.mkdir(parents=True)
-    wanted = {"study": "lines", "full": False, "settings": ["line"], "versions": files.versions()}
-    (lines / "there/study.json").write_text(json.dumps(wanted))
+    wanted = compare.describe(STUDY, arms(False), False, 64)
+    (lines / "there/config.json").write_text(json.dumps(wanted))
     (last / "trials-0.npz").write_bytes(b"PK")
     assert main(["compare", "lines", "--out", "there"]) == 2
     told = capsys.readouterr()
     assert "trials-0.npz is damaged" in told.err
     assert told.err.count("\n") == 1
     assert told.out == ""
-    assert len(list((lines / "there/arms").iterdir())) == 1
+    assert len(list((lines / "there/sweeps").iterdir())) == 1
 
 
 def test_a_second_process_is_refused(lines, capsys):
