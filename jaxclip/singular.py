@@ -40,7 +40,8 @@ def in_parts(f: Callable, x: Inexact[Array, "..."], limit: Array) -> tuple[Array
     layout = jax.typeof(x).sharding
     out_layouts = layout, NamedSharding(layout.mesh, P())
     axes = layout.mesh.explicit_axes
-    return jax.sharding.auto_axes(f, axes=axes, out_sharding=out_layouts)(_turned(x), limit)
+    by_parts: Callable = jax.sharding.auto_axes(f, axes=axes, out_sharding=out_layouts)
+    return by_parts(_turned(x), limit)
 
 
 def _turned(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
@@ -49,14 +50,15 @@ def _turned(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     Its products would have every device gather all of it.
     """
     layout = jax.typeof(x).sharding
-    spec = (*layout.spec, *(None,) * (x.ndim - len(layout.spec)))
-    longer = 0 if x.ndim == 2 and x.shape[0] >= x.shape[1] else 1
-    if x.ndim != 2 or spec[longer] is not None or spec[1 - longer] is None:
+    rows, columns = (*layout.spec, None, None)[:2]
+    tall = x.ndim == 2 and x.shape[0] >= x.shape[1]
+    axes, other = (columns, rows) if tall else (rows, columns)
+    if x.ndim != 2 or other is not None or axes is None:
         return x
-    axes = (spec[1 - longer],) if isinstance(spec[1 - longer], str) else spec[1 - longer]
-    if x.shape[longer] % math.prod(layout.mesh.shape[axis] for axis in axes):
+    devices = math.prod(layout.mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+    if max(x.shape) % devices:
         return x
-    return jax.sharding.reshard(x, NamedSharding(layout.mesh, P(*spec[::-1])))
+    return jax.sharding.reshard(x, NamedSharding(layout.mesh, P(columns, rows)))
 
 
 def with_whole_columns(x: Inexact[Array, "m n"]) -> Inexact[Array, "m n"]:

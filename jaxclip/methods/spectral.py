@@ -1,8 +1,9 @@
 """Clipping of singular values, by decomposition or by matrix products alone."""
 
 import math
+import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
@@ -237,7 +238,7 @@ def _polar(*parts: Matrix) -> list[Matrix]:
     size = lax.stop_gradient(jnp.sqrt(sum(jnp.linalg.norm(x) ** 2 for x in parts)))
     ys = [x / jnp.where(size > 0, 1.01 * size, 1).astype(x.dtype) for x in parts]
     for a, b, c in _QUINTICS:
-        gram = everywhere(sum(_product(y, y.conj().T) for y in ys))
+        gram = everywhere(reduce(operator.add, [_product(y, y.conj().T) for y in ys]))
         step = b * gram + c * _product(gram, gram)
         ys = [a * y + _product(step, y) for y in ys]
     return ys
