@@ -1,5 +1,6 @@
 """Methods whose limit is relative to the parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -11,7 +12,7 @@ from jaxtyping import Array
 from .. import measures, norms, thresholds
 from ..arguments import check_params
 from ..core import ClipOptions, NonfiniteOptions, clip
-from ..leaves import as_arrays, is_measured, is_none
+from ..leaves import Factor, as_arrays, is_measured, is_none, scale
 from ..thresholds import Number, check_number
 from .named import named_method
 
@@ -115,16 +116,19 @@ def clippy(
 
 
 def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.Measure:
-    """Every leaf is a block, and its norm the largest ratio of an entry to its own bound."""
+    """Every leaf is a block, and its norm the largest ratio of an entry to its own bound.
+
+    A ratio beyond every number counts as the largest one, and is measured again in small units.
+    """
     per_leaf = measures.per_leaf(norms.linf)
 
-    def ratio(u: Any, w: Any) -> Any:
+    def ratio(u: Any, w: Any, unit: Callable[[jnp.dtype], Any] = lambda dtype: 1) -> Any:
         if not is_measured(u):
             return u
-        size = _size(u)
-        most = bound(_size(w).astype(size.dtype))
+        [size] = norms.linf([[u]], [tuple(range(u.ndim))])  # 0 of 0 alone
+        most = bound(jnp.abs(w.astype(norms.working_dtype(w.dtype))).astype(size.dtype))
         movable = ~(most <= 0)  # nan, of a bound that is no number, included
-        quotient = size / jnp.where(movable, most, 1)
+        quotient = size * unit(size.dtype) / jnp.where(movable, most, 1)
         # A finite entry that must not move at all, or beyond every number: the largest there is.
         endless = jnp.where(size > 0, jnp.finfo(size.dtype).max, 0)
         beyond = ~movable | jnp.isinf(quotient)
@@ -135,21 +139,25 @@ def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.
         _, rescale = per_leaf(updates)
 
         def rescale_all(factors: measures.Factors) -> optax.Updates:
-            return jax.tree.map(_unless_endless, ratios, rescale(factors), is_leaf=is_none)
+            in_units = functools.partial(ratio, unit=_smallest)
+            far, _ = per_leaf(jax.tree.map(in_units, updates, params, is_leaf=is_none))
+            return jax.tree.map(
+                _unless_endless, ratios, far, updates, rescale(factors), is_leaf=is_none
+            )
 
         return ratios, measures.FullRange(rescale_all)
 
     return measure
 
 
-def _size(x: Array) -> Array:
-    """The modulus of every entry, in float32 at least."""
-    return jnp.abs(x.astype(norms.working_dtype(x.dtype)))
+def _smallest(dtype: jnp.dtype) -> Any:
+    return jnp.finfo(dtype).tiny
 
 
-def _unless_endless(ratio: Array | None, rescaled: Any) -> Any:
-    if ratio is None:
+def _unless_endless(ratio: Array | None, far: Array | None, update: Any, rescaled: Any) -> Any:
+    if ratio is None or far is None:
         return rescaled
-    # The largest number stands for all beyond it, whose factors are smaller than its own.
     endless = ratio == jnp.finfo(ratio.dtype).max
-    return jnp.where(endless, jnp.zeros_like(rescaled), rescaled)
+    unit = _smallest(far.dtype)
+    by_far = scale(update, Factor(1 / jnp.where(endless, far, 1), jnp.full_like(far, unit)))
+    return jnp.where(endless, by_far, rescaled)
