@@ -73,14 +73,13 @@ def same(name: str, outs: list, state: Any) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=atol)
 
 
-def state_layout(tx: Any, layout: dict[str, NamedSharding], whole: NamedSharding) -> Any:
+def state_layout(tx: Any, params: Any, layout: Any, whole: NamedSharding) -> Any:
     """Parts of a state that are as large as a parameter lie as it does, all others everywhere."""
-    state = jax.eval_shape(tx.init, PARAMS)
     return optax.tree.map_params(
         tx,
-        lambda x, p, s: s if x.shape == p.shape else whole,
-        state,
-        PARAMS,
+        lambda x, p, sharding: sharding if x.shape == p.shape else whole,
+        jax.eval_shape(tx.init, params),
+        params,
         layout,
         transform_non_params=lambda x: whole,
     )
@@ -92,7 +91,7 @@ def compiled_step(name: str, layout: str, kind: AxisType) -> tuple[Any, Any, dic
     whole = NamedSharding(devices, P())
     shardings = {key: NamedSharding(devices, spec) for key, spec in LAYOUTS[layout].items()}
     params = jax.device_put(PARAMS, shardings)
-    state = jax.device_put(tx.init(PARAMS), state_layout(tx, shardings, whole))
+    state = jax.device_put(tx.init(PARAMS), state_layout(tx, PARAMS, shardings, whole))
     place = functools.partial(jax.device_put, device=shardings)
     jitted = jax.jit(tx.update, donate_argnums=(0, 1))
     return jitted.lower(place(STEPS[0]), state, params).compile(), state, params, place
