@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments run mnist`, `compare`, `pilot`, `export`, `report`."""
+"""The command line: `python -m experiments run mnist`, `compare`, `pilot`, `report`..."""
 
 import contextlib
 import functools
@@ -13,14 +13,16 @@ from tyro.extras import SubcommandApp
 from experiments.errors import BadInput
 from experiments.options.compare import Compare
 from experiments.options.export import Export
+from experiments.options.list import List
 from experiments.options.pilot import Pilot
 from experiments.options.places import command_line
 from experiments.options.private import RunPrivate
 from experiments.options.report import Report
 from experiments.options.run import Run, RunMnist
+from experiments.options.verify import Verify
 
 PROGRAM = "python -m experiments"
-Command = RunMnist | RunPrivate | Compare | Pilot | Export | Report
+Command = RunMnist | RunPrivate | Compare | Pilot | Export | Report | Verify | List
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,6 +63,8 @@ def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
     app = SubcommandApp()
     app.command(run, name="run", help="Train one model on a task.")
     app.command(name="compare")(Compare)
+    app.command(name="verify")(Verify)
+    app.command(name="list")(List)
     app.command(name="pilot")(Pilot)
     app.command(name="export")(Export)
     app.command(name="report")(Report)

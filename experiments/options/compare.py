@@ -7,6 +7,9 @@ from typing import Annotated
 import tyro
 
 from experiments.options.places import Places
+from experiments.studies.catalog import ASKS
+
+STUDIES = "\n".join(["The study:", *(f"{name}: {asks}" for name, asks in ASKS.items())])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +19,7 @@ class Compare(Places):
     The same command continues a stopped comparison, and trains only the trials that are missing.
 
     Attributes:
-        study: The study: schedules, methods, sensitivity, spikes, temporal_order, placement or
-            per_example.
+        study: The study.
         full: Train the full form, with more of everything, instead of the quick one.
         out: The folder of the study. Default: runs/STUDY-quick or runs/STUDY-full.
         settings: Train only on these settings, such as mnist_deep, where the study has several.
@@ -28,7 +30,7 @@ class Compare(Places):
         process: The number of this one, from 0.
     """
 
-    study: tyro.conf.Positional[str]
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=STUDIES)]
     full: bool = False
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     settings: tuple[str, ...] = ()

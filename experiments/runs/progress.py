@@ -1,6 +1,7 @@
 """Progress reports: a bar on a terminal, a line an epoch elsewhere."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -90,11 +91,14 @@ def trials(
     console = console or rich.console.Console()
     done = 0
     if not console.is_terminal:
+        began = time.monotonic()
 
         def line(name: str, more: int) -> None:
             nonlocal done
             done += more
-            print(f"trainings {done}/{max(done, total)}  {name}", flush=True)
+            left = (time.monotonic() - began) / max(done, 1) * max(total - done, 0)
+            about = f"  about {left / 60:.0f} min left" if left > 60 else ""
+            print(f"trainings {done}/{max(done, total)}  {name}{about}", flush=True)
 
         yield line
         return

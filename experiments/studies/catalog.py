@@ -1,6 +1,7 @@
 """The studies, by name, each with what it asks; one is imported when it is asked for."""
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.errors import check_name
@@ -18,6 +19,10 @@ ASKS = {
     "per_example": "clip each example, the batch, or nothing?",
 }
 NAMES = tuple(ASKS)
+
+# The record of a study, and where the repository keeps one of each.
+CONFIG, TRAININGS, PAGE = "config.json", "trainings.csv", "page.json"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def find(name: str) -> "Study":

@@ -25,7 +25,6 @@ from experiments.sweeps.processes import is_first, join
 from experiments.sweeps.sweep import check_chunk_size, check_chunks
 from experiments.tasks import images
 
-CONFIG = "config.json"
 SWEEPS = "sweeps"
 
 
@@ -64,8 +63,10 @@ def run(
     findings = compare(study, arms, full, folder, folders, chunk, command)
     if is_first():
         made = page.page(study, findings, {})
-        print(f"\n{report.as_markdown(made.tables[0])}\n{made.answer}\n")
-        print(f"The page is {folder / 'report.html'}")
+        for table in made.tables:
+            if table.name.startswith("effects-"):
+                print(f"\n{table.title}\n\n{report.as_markdown(table)}", end="")
+        print(f"\n{made.answer}\n\nThe page is {folder / 'report.html'}")
 
 
 def spread_over_cores() -> None:
@@ -107,7 +108,7 @@ def compare(
     design = study.design(full)
     wanted = describe(study, arms, full, chunk)
     load = functools.cache(lambda setting: setting.data(folders))
-    claim = files.claim(folder / CONFIG, wanted)
+    claim = files.claim(folder / catalog.CONFIG, wanted)
     with claim if is_first() else nullcontext():
         if is_first():
             for sweep in sorted(folder.glob(f"{SWEEPS}/*")):
@@ -116,7 +117,7 @@ def compare(
             trainer = Trainer(folder / SWEEPS, load, study.measures, wanted["chunk"], tell)
             findings = search(arms, design, trainer)
         if is_first():
-            files.write_json(folder / CONFIG, {**wanted, "command": command})
+            files.write_json(folder / catalog.CONFIG, {**wanted, "command": command})
             records.write(folder, trainer.trainings)
             report.keep(page.page(study, findings, details(wanted, command)), folder)
     return findings
@@ -136,15 +137,15 @@ def count(arms: Sequence[Arm], design: Design) -> int:
 
 def describe(study: Study, arms: Sequence[Arm], full: bool, chunk: int) -> dict[str, Any]:
     """Returns what a study's record depends on, as plain values."""
-    design = study.design(full)
+    design, devices = study.design(full), len(jax.devices())
     wanted = {
         "study": study.name,
         "full": full,
         "settings": list(dict.fromkeys(arm.setting.name for arm in arms)),
         "design": vars(design),
         # All sweeps of a program have chunks of one size, and so are one compilation.
-        "chunk": min(chunk, design.points * design.tuning_seeds),
-        "devices": len(jax.devices()),
+        "chunk": -(-min(chunk, design.points * design.tuning_seeds) // devices) * devices,
+        "devices": devices,
         "arms": {arm.title: describe_arm(arm) for arm in arms},
         "versions": files.versions("scipy"),
     }

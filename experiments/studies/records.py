@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments import files
 from experiments.studies.arms import Training
+from experiments.studies.catalog import TRAININGS
 
-NAME = "trainings.csv"
 POINT, MEASURE = "point.", "measure."
 REMEDY = "restore it, or train the study anew into another folder"
 SINGLE = ("validation", "test", "loss", "clip_rate")
@@ -21,7 +21,7 @@ COLUMNS = ("stage", "setting", "arm", "seed", *SINGLE, "failed", "seconds")
 
 def write(folder: Path, trainings: Sequence[Training]) -> None:
     """Writes the trainings of a study, whole or not at all."""
-    files.write_text(folder / NAME, as_csv(trainings))
+    files.write_text(folder / TRAININGS, as_csv(trainings))
 
 
 def read(folder: Path) -> list[Training]:
@@ -30,7 +30,7 @@ def read(folder: Path) -> list[Training]:
     Raises:
         BadInput: there are none, or the file is damaged.
     """
-    path = folder / NAME
+    path = folder / TRAININGS
     with files.read_errors(path, REMEDY):
         rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
         header = rows[0] if rows else []

@@ -13,7 +13,7 @@ from experiments.studies.arms import Outcome, Training
 from experiments.studies.records import single
 from experiments.studies.search import Request
 from experiments.studies.settings import Setting
-from experiments.sweeps.grid import product, stack, values
+from experiments.sweeps.grid import stack
 from experiments.sweeps.sweep import timed_sweep
 from experiments.training.data import Data
 from experiments.training.train import History
@@ -43,11 +43,8 @@ class Trainer:
 
     def __call__(self, requests: Sequence[Request]) -> list[Outcome]:
         """Returns the outcome of every request; those of one program are one sweep."""
-        groups: dict[Hashable, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(program(request), []).append(index)
         outcomes: dict[int, Outcome] = {}
-        for number, indices in enumerate(groups.values()):
+        for number, indices in enumerate(group(requests)):
             here = [requests[index] for index in indices]
             outcomes.update(zip(indices, self.train(here, number), strict=True))
         ordered = [outcomes[index] for index in range(len(requests))]
@@ -57,26 +54,38 @@ class Trainer:
     def train(self, requests: Sequence[Request], number: int) -> list[Outcome]:
         """Returns the outcomes of requests of one program, the `number`-th of its stage."""
         arm, stage = requests[0].arm, requests[0].stage
-        grids = [product([one.point], values("seed", *one.seeds)) for one in requests]
+        rows = [row for request in requests for row in singles(request)]
         history, seconds = timed_sweep(
             arm.config,
-            stack([point for grid in grids for point in grid]),
+            stack([{**row.point, "seed": row.seeds[0]} for row in rows]),
             self.load(arm.setting),
             self.folder / files.slug(f"{stage} {number} {arm.title}"),
             chunk=self.chunk,
             report=count_progress(lambda more: self.report(f"{stage}, {arm.title}", more)),
         )
-        rows = zip(split(history), seconds, strict=True)
-        return [self.outcome(request, rows) for request in requests]
-
-    def outcome(self, request: Request, rows: Iterator[tuple[History, np.ndarray]]) -> Outcome:
-        """Returns the outcome of a request, of the next rows, one for each of its seeds."""
-        arm = request.arm
-        trainings = [
-            describe(request, seed, history, float(seconds), self.measures)
-            for seed, (history, seconds) in zip(request.seeds, rows, strict=False)
+        lines = iter(
+            [
+                describe(row, one, float(time), self.measures)
+                for row, one, time in zip(rows, split(history), seconds, strict=True)
+            ]
+        )
+        return [
+            Outcome(one.arm, one.stage, one.point, [next(lines) for _ in one.seeds])
+            for one in requests
         ]
-        return Outcome(arm, request.stage, request.point, trainings)
+
+
+def group(requests: Sequence[Request]) -> list[list[int]]:
+    """Returns the places of the requests of each program, which are trained side by side."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(program(request), []).append(index)
+    return list(groups.values())
+
+
+def singles(request: Request) -> list[Request]:
+    """Returns a request of several seeds as requests of one seed each."""
+    return [request._replace(seeds=[seed]) for seed in request.seeds]
 
 
 def program(request: Request) -> Hashable:
@@ -91,10 +100,8 @@ def split(history: History) -> Iterator[History]:
         yield jax.tree.map(lambda leaf, row=row: leaf[row], history)
 
 
-def describe(
-    request: Request, seed: int, history: History, seconds: float, measures: Measures
-) -> Training:
-    """Returns a training as a line of the record."""
+def describe(request: Request, history: History, seconds: float, measures: Measures) -> Training:
+    """Returns the training of one seed as a line of the record."""
     arm = request.arm
     validation, test = (float(scores[-1]) for scores in (history.validation, history.score))
     loss = np.asarray(history.loss, np.float64)[-1]
@@ -104,7 +111,7 @@ def describe(
         setting=arm.setting.name,
         arm=arm.name,
         point=request.point,
-        seed=seed,
+        seed=request.seeds[0],
         validation=single(validation),
         test=single(test),
         loss=single(loss.mean()),
