@@ -29,9 +29,14 @@ def main(arguments: Sequence[str]) -> int:
     """Runs a command, and returns the exit status: 2 for an error that the user can fix."""
     try:
         options = parse(arguments)
-        if isinstance(options, Run) and options.resume is not None:
-            options = parse(arguments, options.restore_options())
-        options.carry_out(shlex.join([*PROGRAM.split(), *arguments]))
+        command = shlex.join([*PROGRAM.split(), *arguments])
+        if not isinstance(options, Run):
+            options.carry_out(command)
+            return 0
+        with options.join():
+            if options.resume is not None:
+                options = parse(arguments, options.restore_options())
+            options.carry_out(command)
     except (BadInput, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

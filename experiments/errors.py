@@ -34,3 +34,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     match = [] if name in names else difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns the message of an error without its line breaks."""
+    return " ".join(str(error).split())

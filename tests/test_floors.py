@@ -19,6 +19,7 @@ FLOORS = {
         "compression",
         "tasks",
         "training",
+        "processes",
         "files",
         "errors",
     ],

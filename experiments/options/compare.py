@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from experiments.options.places import Places
+from experiments.options.places import Coordinator, Places
+from experiments.processes import Processes
 from experiments.studies.catalog import ASKS
 
 STUDIES = "\n".join(["The study:", *(f"{name}: {asks}" for name, asks in ASKS.items())])
@@ -25,7 +26,8 @@ class Compare(Places):
         settings: Train only on these settings, such as mnist_deep, where the study has several.
         chunk: The number of trainings side by side.
         coordinator: HOST:PORT of the first process, where several processes work together; each
-            is started with the same command and a number of its own.
+            is started with the same command and a number of its own. With auto, JAX finds the
+            processes of a cluster by itself.
         processes: The number of processes.
         process: The number of this one, from 0.
     """
@@ -35,7 +37,7 @@ class Compare(Places):
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     settings: tuple[str, ...] = ()
     chunk: int = 64
-    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    coordinator: Coordinator = None
     processes: int = 1
     process: int = 0
 
@@ -51,6 +53,6 @@ class Compare(Places):
             folders=self.folders,
             chunk=self.chunk,
             platform=self.platform,
-            processes=(self.coordinator, self.processes, self.process),
+            processes=Processes(self.coordinator, self.processes, self.process),
             command=command,
         )

@@ -8,6 +8,7 @@ import tyro
 from experiments.errors import check_name
 from experiments.options.checks import check_count, check_learning_rate, check_seed
 from experiments.options.places import Places
+from experiments.processes import join
 
 if TYPE_CHECKING:
     from experiments.studies.settings import Setting
@@ -31,12 +32,11 @@ class Pilot(Places):
 
     def carry_out(self, command: str) -> None:
         """Trains without a clip, and prints the advice."""
-        from experiments.runs.run import use
         from experiments.studies import pilot
 
         setting = self.setting()
-        use(self.platform)
-        print(pilot.pilot_setting(setting, self.seed, self.folders))
+        with join(platform=self.platform):
+            print(pilot.pilot_setting(setting, self.seed, self.folders))
 
     def setting(self) -> "Setting":
         """Returns the setting that is trained."""

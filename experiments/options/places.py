@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
+Coordinator = Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")]
 Platform = Annotated[Literal["cpu", "gpu", "tpu"] | None, tyro.conf.arg(metavar="{cpu,gpu,tpu}")]
 
 

@@ -1,6 +1,7 @@
 """The options of a run, and the training that they describe."""
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import typing
@@ -21,9 +22,10 @@ from experiments.options.checks import (
     flag,
 )
 from experiments.options.clip import Clip, Limit, constant_limit, read_limit
-from experiments.options.places import Folder, Platform, command_line
+from experiments.options.places import Coordinator, Folder, Platform, command_line
+from experiments.processes import Processes, join
 from experiments.runs.folder import open_run
-from experiments.runs.run import Job, Place, run, use
+from experiments.runs.run import Job, Place, run
 from experiments.runs.stopping import EarlyStopping
 from experiments.tasks.mnist import Mnist
 from experiments.training.config import Config, Trial, trial
@@ -49,6 +51,11 @@ class Run(abc.ABC):
             stopped.
         tensorboard: Also write event files for TensorBoard into the folder of the run.
         wandb: Also log to this Weights & Biases project.
+        coordinator: HOST:PORT of the first process, where several share every batch; each is
+            started with the same command and a number of its own. With auto, JAX finds the
+            processes of a cluster by itself.
+        processes: The number of processes.
+        process: The number of this one, from 0.
     """
 
     task: ClassVar[str]
@@ -59,6 +66,9 @@ class Run(abc.ABC):
     resume: Folder = None
     tensorboard: bool = False
     wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
+    coordinator: Coordinator = None
+    processes: int = 1
+    process: int = 0
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -71,8 +81,11 @@ class Run(abc.ABC):
     def carry_out(self, command: str) -> None:
         """Trains, and prints how it went."""
         self.check()
-        use(self.platform)
         run(self.job(), self.place(command))
+
+    def join(self) -> contextlib.AbstractContextManager[None]:
+        """Joins this process to the others, before anything is computed."""
+        return join(Processes(self.coordinator, self.processes, self.process), self.platform)
 
     def place(self, command: str = "") -> Place:
         """Returns where the run leaves its files, and where it is logged."""

@@ -7,6 +7,7 @@ import tyro
 
 from experiments.errors import BadInput
 from experiments.options.places import Places
+from experiments.processes import join
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,9 @@ class Verify(Places):
 
     def carry_out(self, command: str) -> None:
         """Prints what holds; what does not is an error."""
-        from experiments.runs.run import use
         from experiments.studies import verify
 
         if self.retrain < 0:
             raise BadInput(f"--retrain is {self.retrain}: give 0 or more")
-        use(self.platform)
-        verify.run(self.study, self.retrain, self.seed, self.folders)
+        with join(platform=self.platform):
+            verify.run(self.study, self.retrain, self.seed, self.folders)

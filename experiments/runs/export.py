@@ -29,8 +29,9 @@ from experiments.errors import BadInput
 from experiments.runs import exported, serving
 from experiments.runs.exported import Exported
 from experiments.runs.folder import Run
-from experiments.runs.run import Job, init
+from experiments.runs.run import Job
 from experiments.tasks.mnist import Pictures
+from experiments.training import train
 from experiments.training.config import Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -88,7 +89,7 @@ def read_params(job: Job, run: Run) -> Params:
         raise BadInput(
             f"{run.folder} has no checkpoint: continue the run with --resume {run.folder}"
         )
-    like = jax.eval_shape(functools.partial(init, job.config), job.trial, job.data)
+    like = jax.eval_shape(functools.partial(train.init, job.config), job.trial, job.data)
     try:
         record = run.verify(max(epochs), like)
         return run.read(max(epochs), like, record["state_sha256"]).params

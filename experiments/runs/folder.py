@@ -15,7 +15,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -24,7 +24,8 @@ import jax
 import numpy as np
 
 from experiments import files
-from experiments.errors import BadInput
+from experiments.errors import BadInput, in_one_line
+from experiments.processes import is_first, of_first
 from experiments.runs.stopping import mean_loss
 from experiments.training.train import History, State
 
@@ -110,9 +111,17 @@ class Run:
             files.remove_parts(self.folder)
             yield
 
-    def begin(self, versions: Mapping[str, str]) -> None:
-        """Records the versions and the machine that train from here on."""
+    def begin(self, steps: int, versions: Mapping[str, str]) -> list[float]:
+        """Drops what is beyond the checkpoint, and returns the mean loss of every epoch before it.
+
+        Args:
+            steps: the number of steps up to the checkpoint.
+            versions: the versions and the machine that train from here on.
+        """
+        self.cut(steps)
+        losses = self.epoch_losses()
         files.write_json(self.folder / "versions.json", versions)
+        return losses
 
     def append(self, epoch: int, history: History) -> None:
         """Adds the lines of the epoch that ends as number `epoch`."""
@@ -188,15 +197,28 @@ class Run:
                     f"the checkpoint cannot be written: {error}; continue with --resume "
                     f"{self.folder}"
                 ) from error
-            record = Checkpoint(
-                files_sha256=files.checksums(self.checkpoint(epoch)),
-                state=files.structure(state),
-                state_sha256=files.fingerprint(state),
-                made_by=made_by,
-            )
-            files.write_json(self.record(epoch), record)
-            kept = {self.record(step) for step in manager.all_steps()}
-        for path in set(self.record(epoch).parent.glob("*.json")) - kept:
+            kept = manager.all_steps()
+        if is_first():
+            self.save_record(state, made_by, kept)
+
+    def save_record(self, state: State, made_by: Mapping[str, Any], kept: Iterable[int]) -> None:
+        """Writes the file beside a checkpoint, and deletes those of checkpoints that are gone.
+
+        Args:
+            state: as in the checkpoint.
+            made_by: describes the training.
+            kept: the epochs that have checkpoints.
+        """
+        epoch = int(state.epoch)
+        record = Checkpoint(
+            files_sha256=files.checksums(self.checkpoint(epoch)),
+            state=files.structure(state),
+            state_sha256=files.fingerprint(state),
+            made_by=made_by,
+        )
+        files.write_json(self.record(epoch), record)
+        records = {self.record(step) for step in kept}
+        for path in set(self.record(epoch).parent.glob("*.json")) - records:
             path.unlink()
 
     def restore(
@@ -219,7 +241,7 @@ class Run:
         Raises:
             BadInput: the checkpoint comes from another training, or from a later epoch.
         """
-        for epoch in sorted(self.checkpoint_epochs(), reverse=True):
+        for epoch in of_first(lambda: sorted(self.checkpoint_epochs(), reverse=True)):
             if epoch > epochs:
                 raise BadInput(
                     f"{self.folder} has a checkpoint of epoch {epoch}, and the run has {epochs} "
@@ -231,18 +253,18 @@ class Run:
                     break
                 return self.read(epoch, like, record["state_sha256"])
             except ValueError as error:
-                reason = " ".join(str(error).split()).removesuffix(": ")
-                tell(
-                    f"The checkpoint of epoch {epoch} is damaged ({reason}); it is deleted, and "
-                    f"the run continues from the one before it."
-                )
-                self.delete(epoch)
+                if is_first():
+                    tell(
+                        f"The checkpoint of epoch {epoch} is damaged ({in_one_line(error)}); it is "
+                        f"deleted, and the run continues from the one before it."
+                    )
+                    self.delete(epoch)
         else:
             return None
         raise BadInput(
             f"the checkpoint in {self.folder} comes from another training "
-            f"({', '.join(different)}): resume it with the versions, options and data that made "
-            f"it, or start a new run"
+            f"({', '.join(different)}): resume it with the versions, options, data and devices "
+            f"that made it, or start a new run"
         )
 
     def checkpoint_epochs(self) -> list[int]:
@@ -255,13 +277,24 @@ class Run:
 
     def verify(self, epoch: int, like: State) -> Checkpoint:
         """Returns the record of a checkpoint, or raises `ValueError` where it is damaged."""
-        record = files.read_json(self.record(epoch), Checkpoint, "")
+        record, damage = of_first(lambda: self.inspect(epoch, like))
+        if record is None:
+            raise ValueError(damage)
+        return record
+
+    def inspect(self, epoch: int, like: State) -> tuple[Checkpoint | None, str]:
+        """Returns the record of a checkpoint, or None and what is wrong with it."""
+        path = self.record(epoch)
+        try:
+            record = files.read_json(path, Checkpoint, "the checkpoint does not count")
+        except BadInput as error:
+            return None, str(error)
         # Before Orbax reads them: its reports of damaged files are pages long.
         if files.checksums(self.checkpoint(epoch)) != record["files_sha256"]:
-            raise ValueError("the SHA-256 of its files are not those beside it")
+            return None, "the SHA-256 of its files are not those beside it"
         if record["state"] != files.structure(like):
-            raise ValueError("it holds other arrays than this version has")
-        return record
+            return None, "it holds other arrays than this version has"
+        return record, ""
 
     def read(self, epoch: int, like: State, sha256: str) -> State:
         """Returns the state of a checkpoint, or raises `ValueError` where it is damaged."""

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from experiments import files
-from experiments.errors import BadInput, Stopped
+from experiments.errors import BadInput, Stopped, in_one_line
 from experiments.pages import figures
+from experiments.processes import is_first, of_first
 from experiments.runs import page, progress, trackers
 from experiments.runs.folder import Run, create_run, open_run
 from experiments.runs.private import Privacy
@@ -20,10 +21,10 @@ from experiments.runs.stopping import NEVER, EarlyStopping, mean_loss
 from experiments.training import train
 from experiments.training.config import Config, Trial
 from experiments.training.data import Data
+from experiments.training.parallel import Trainer
+from experiments.training.train import History
 
-# Each is compiled once for every config; the numbers and the data are arguments like any other.
-init = jax.jit(train.init, static_argnums=0)
-epoch = jax.jit(train.epoch, static_argnums=0)
+Log = Callable[[int, History], None]
 
 
 class Result(TypedDict):
@@ -104,25 +105,13 @@ def run(job: Job, place: Place) -> Result:
     """Trains, or continues, and returns the content of `result.json`."""
     check(job)
     with open_folder(job, place) as folder:
-        result = folder.result(Result) or fit(job, folder, place)
-    if "stopped" in result:
-        print(f"Stopped {result['stopped']}")
-    print(conclusion(result))
-    print(f"Kept in {folder.folder}")
+        result = of_first(lambda: folder.result(Result)) or fit(job, folder, place)
+    if is_first():
+        if "stopped" in result:
+            print(f"Stopped {result['stopped']}")
+        print(conclusion(result))
+        print(f"Kept in {folder.folder}")
     return result
-
-
-def use(platform: str | None) -> None:
-    """Makes JAX compute on `platform`, before it has looked at any other."""
-    if platform is not None:
-        jax.config.update("jax_platforms", platform)
-    try:
-        jax.devices(platform)
-    except RuntimeError as error:
-        raise BadInput(
-            f"--platform {platform}: JAX finds no such device here; install its plugin, such as "
-            f"'jax[cuda13]' for an NVIDIA GPU, or choose --platform cpu ({in_one_line(error)})"
-        ) from error
 
 
 def check(job: Job) -> None:
@@ -159,13 +148,18 @@ def open_folder(job: Job, place: Place) -> Iterator[Run]:
         Stopped: the user stopped the run; the message is the command that continues it.
     """
     with contextlib.ExitStack() as stack:
-        if place.resume is None:
-            config = {**job.identity, "command": place.command}
-            folder = stack.enter_context(create_run(place.out, job.title, config))
-        else:
-            folder = open_run(place.resume)
-            stack.enter_context(folder.lock())
-            check_identity(job.identity, folder)
+
+        def open_first() -> str:
+            if place.resume is None:
+                config = {**job.identity, "command": place.command}
+                folder = stack.enter_context(create_run(place.out, job.title, config))
+            else:
+                folder = open_run(place.resume)
+                stack.enter_context(folder.lock())
+                check_identity(job.identity, folder)
+            return str(folder.folder)
+
+        folder = Run(Path(of_first(open_first)))
         try:
             yield folder
         except KeyboardInterrupt as error:
@@ -187,46 +181,96 @@ def check_identity(wanted: Mapping[str, Any], folder: Run) -> None:
         )
 
 
-def describe_origin(job: Job) -> dict[str, Any]:
+def describe_origin(job: Job, devices: int) -> dict[str, Any]:
     """Returns everything that the bits of a run depend on."""
     return {
         "config": dict(job.identity),
         "data_sha256": files.fingerprint(job.data),
         "versions": files.versions(*job.packages),
+        "devices": devices,
     }
 
 
 def fit(job: Job, folder: Run, place: Place) -> Result:
-    """Trains the missing epochs, and writes everything into the folder."""
+    """Trains the missing epochs, and writes everything into the folder.
+
+    Several processes do the same, of which only the first one writes, but for the checkpoints, to
+    which each adds what it holds.
+    """
     start = time.perf_counter()
-    config, trial, origin = job.config, job.trial, describe_origin(job)
-    data = jax.device_put(job.data)
-    state = folder.restore(jax.eval_shape(init, config, trial, data), origin, config.epochs)
-    if state is None:
-        state = init(config, trial, data)
+    trainer = Trainer(job.config, job.trial, job.data)
+    origin = describe_origin(job, trainer.mesh.size)
+    epochs = job.config.epochs
+    state = folder.restore(trainer.shape(), origin, epochs) or trainer.init()
     done = int(state.epoch)
-    steps = done * train.steps_per_epoch(config, data)
-    folder.cut(steps)
-    losses = folder.epoch_losses()
+    steps = done * train.steps_per_epoch(job.config, job.data)
+    losses = of_first(lambda: folder.begin(steps, origin["versions"]))
     stopped = job.stopping.reason(losses)
-    folder.begin(origin["versions"])
+    with open_log(job, folder, place, done, steps) as (log, report):
+        for number in range(done + 1, epochs + 1):
+            if stopped is not None:
+                break
+            state, history = trainer.epoch(state)
+            log(number, history)
+            folder.save(state, origin)
+            report(number, history)
+            losses.append(mean_loss(np.asarray(history.loss)))
+            stopped = job.stopping.reason(losses)
+    if job.stopping != NEVER:
+        stopped = f"after epoch {len(losses)} of {epochs}: {stopped or 'the last one'}"
+    sha256 = files.fingerprint(state.params)
+    return of_first(lambda: conclude(job, folder, stopped, sha256, start))
+
+
+@contextlib.contextmanager
+def open_log(
+    job: Job, folder: Run, place: Place, done: int, steps: int
+) -> Iterator[tuple[Log, Log]]:
+    """Yields what keeps and what reports an epoch, functions of its number and its history.
+
+    In all processes but the first one they do nothing.
+
+    Args:
+        job: the training.
+        folder: its folder.
+        place: where it is logged.
+        done: the number of epochs that an earlier process has done.
+        steps: the number of steps in them.
+    """
+    if not is_first():
+        yield skip, skip
+        return
+    config = job.config
     share = progress.clip_rate if config.per_example is None else progress.examples_clipped
     tracker = make_tracker(job, folder, place, steps)
     with (
         contextlib.closing(tracker),
         progress.report(config.epochs, done, share=share) as report,
     ):
-        for number in range(done + 1, config.epochs + 1):
-            if stopped is not None:
-                break
-            state, history = epoch(config, trial, data, state)
-            history = jax.device_get(history)
+
+        def log(number: int, history: History) -> None:
             folder.append(number, history)
             trackers.log_epoch(tracker, number, history)
-            folder.save(state, origin)
-            report(number, history)
-            losses.append(mean_loss(history.loss))
-            stopped = job.stopping.reason(losses)
+
+        yield log, report
+
+
+def skip(number: int, history: History) -> None:
+    """Does nothing with an epoch."""
+
+
+def conclude(
+    job: Job, folder: Run, stopped: str | None, parameters_sha256: str, start: float
+) -> Result:
+    """Draws and writes how a run ended.
+
+    Args:
+        job: the training.
+        folder: its folder, with all metrics.
+        stopped: after which epoch and why, where a rule may stop it early.
+        parameters_sha256: of the last parameters.
+        start: of this process, as `time.perf_counter` has it.
+    """
     metrics = folder.metrics()
     drawn = page.make_figures(metrics)
     files.write(folder.folder / "curves.png", lambda file: figures.save(drawn, file, "png"))
@@ -237,13 +281,12 @@ def fit(job: Job, folder: Run, place: Place) -> Result:
         "norm_max": float(np.max(metrics.norm)),
         "steps": len(metrics.loss),
         "seconds": round(time.perf_counter() - start, 3),
-        "parameters_sha256": files.fingerprint(state.params),
+        "parameters_sha256": parameters_sha256,
     }
-    if config.per_example is not None:
+    if job.config.per_example is not None:
         result["examples_clipped"] = float(np.mean(metrics.clipped))
-    if job.stopping != NEVER:
-        reason = stopped or "the last one"
-        result["stopped"] = f"after epoch {len(losses)} of {config.epochs}: {reason}"
+    if stopped is not None:
+        result["stopped"] = stopped
     if job.privacy is not None:
         result["privacy"] = job.privacy
     folder.finish(result)
@@ -279,8 +322,3 @@ def conclusion(result: Result) -> str:
         f"{start}(clip rate {100 * result['clip_rate']:.1f} %, norm: median {median}, maximum "
         f"{largest})"
     )
-
-
-def in_one_line(error: BaseException) -> str:
-    """Returns the message of an error without its line breaks."""
-    return " ".join(str(error).split())

@@ -13,15 +13,14 @@ import jax
 from experiments import files
 from experiments.errors import check_name
 from experiments.pages import report
+from experiments.processes import Processes, is_first, join
 from experiments.runs import progress
-from experiments.runs.run import use
 from experiments.studies import catalog, page, records
 from experiments.studies.arms import Arm, Design
 from experiments.studies.search import Finding, search
 from experiments.studies.settings import Folders
 from experiments.studies.study import Study
 from experiments.studies.trainer import Trainer
-from experiments.sweeps.processes import is_first, join
 from experiments.sweeps.sweep import check_chunk_size, check_chunks
 from experiments.tasks import images
 
@@ -37,7 +36,7 @@ def run(
     folders: Folders,
     chunk: int,
     platform: str | None,
-    processes: tuple[str | None, int, int],
+    processes: Processes,
     command: str,
 ) -> None:
     """Trains what is missing of a study, and prints its answer.
@@ -50,23 +49,22 @@ def run(
         folders: the original files of data sets.
         chunk: the number of trainings side by side.
         platform: where to compute.
-        processes: HOST:PORT of the first process, how many there are, and the number of this one.
+        processes: those that work together.
         command: how it was typed, for the record.
     """
     check_chunk_size(chunk)
-    join(*processes)
     spread_over_cores()
-    use(platform)
-    keep_compilations()
-    study = catalog.find(name)
-    arms = select_arms(study.arms(full), settings)
-    findings = compare(study, arms, full, folder, folders, chunk, command)
-    if is_first():
-        made = page.page(study, findings, {})
-        for table in made.tables:
-            if table.name.startswith("effects-"):
-                print(f"\n{table.title}\n\n{report.as_markdown(table)}", end="")
-        print(f"\n{made.answer}\n\nThe page is {folder / 'report.html'}")
+    with join(processes, platform):
+        keep_compilations()
+        study = catalog.find(name)
+        arms = select_arms(study.arms(full), settings)
+        findings = compare(study, arms, full, folder, folders, chunk, command)
+        if is_first():
+            made = page.page(study, findings, {})
+            for table in made.tables:
+                if table.name.startswith("effects-"):
+                    print(f"\n{table.title}\n\n{report.as_markdown(table)}", end="")
+            print(f"\n{made.answer}\n\nThe page is {folder / 'report.html'}")
 
 
 def spread_over_cores() -> None:

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import files
+from experiments import files, processes
 from experiments.errors import BadInput
-from experiments.sweeps import processes
 from experiments.sweeps.memory import peak
 from experiments.training import train
 from experiments.training.config import Config, Trial

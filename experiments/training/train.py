@@ -14,6 +14,7 @@ import jaxclip
 from experiments.errors import BadInput
 from experiments.training.config import Batch, Config, Limit, Params, Task, Trial
 from experiments.training.data import Data
+from experiments.training.sampling import Batches
 from experiments.training.schedules import rate_schedule, schedule
 
 CLIP = "clip"  # the name of the clip under study, among those in the optimizer's state
@@ -102,23 +103,45 @@ def init(config: Config, trial: Trial, data: Data) -> State:
     return State(params, opt_state, jnp.zeros((), jnp.int32))
 
 
-def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State, History]:
-    """Returns the state after one more epoch, and its history."""
+def sample(config: Config, trial: Trial, examples: int, epoch: jax.Array) -> Batches:
+    """Returns the rows and the mask of the batches of an epoch, as its `Sampler` does."""
+    # From the seed and the epoch alone: a resumed training finds the same order.
+    key = jax.random.fold_in(keys(trial.seed).batches, epoch)
+    return config.sampler(key, examples, examples // config.batch_size, config.batch_size)
+
+
+def epoch(
+    config: Config,
+    trial: Trial,
+    data: Data,
+    state: State,
+    batches: tuple[Batch, jax.Array | None] | None = None,
+) -> tuple[State, History]:
+    """Returns the state after one more epoch, and its history.
+
+    Args:
+        config: the code; static under `jax.jit`.
+        trial: its numbers.
+        data: the examples.
+        state: the state before the epoch.
+        batches: the batches [steps, batch_size, ...] of the epoch and their mask, where they are
+            laid out already; `data` needs no training examples then.
+    """
     data = jax.tree.map(jnp.asarray, data)
-    steps = steps_per_epoch(config, data)
+    if batches is None:
+        batches_or_rows, mask = sample(config, trial, example_count(data), state.epoch)
+    else:
+        batches_or_rows, mask = batches
+    steps = len(jax.tree.leaves(batches_or_rows)[0])
     update = optimizer(config, trial, config.epochs * steps).update
     limits = limit(config, trial, config.epochs * steps)
-    # From the seed and the epoch alone: a resumed training finds the same order.
-    sampling, disturbance = (
-        jax.random.fold_in(key, state.epoch)
-        for key in (keys(trial.seed).batches, keys(trial.seed).disturbance)
-    )
+    disturbance = jax.random.fold_in(keys(trial.seed).disturbance, state.epoch)
 
     def step(carry: tuple, place: tuple) -> tuple[tuple, tuple]:
         params, opt_state = carry
         index, rows, mask = place
         count = state.epoch * steps + index
-        batch = jax.tree.map(lambda column: column[rows], data.train)
+        batch = jax.tree.map(lambda column: column[rows], data.train) if batches is None else rows
         if config.corrupt is not None:
             batch = config.corrupt(count, batch)
         now = jnp.asarray(limits(count)) if callable(limits) else limits
@@ -129,9 +152,8 @@ def epoch(config: Config, trial: Trial, data: Data, state: State) -> tuple[State
         params = optax.apply_updates(params, updates)
         return (params, opt_state), (loss, *(examples or clip_series(gradient, opt_state)))
 
-    rows, mask = config.sampler(sampling, example_count(data), steps, config.batch_size)
     (params, opt_state), series = jax.lax.scan(
-        step, (state.params, state.opt_state), (jnp.arange(steps), rows, mask)
+        step, (state.params, state.opt_state), (jnp.arange(steps), batches_or_rows, mask)
     )
     loss, norm, limits, clipped = series
     history = History(loss, norm, limits, clipped, *scores(config.task, params, data))

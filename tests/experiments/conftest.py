@@ -4,10 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from experiments.runs.folder import Run
 from experiments.tasks import images as data
+from experiments.training import parallel
 from experiments.training.data import Data
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    """Runs on one of the fake devices, for which less has to be compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            parallel, "make_mesh", lambda *of: Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ ORIGIN = {"config": CONFIG, "versions": {"jax": "0.10.2", "python": "3.11.7"}}
 @pytest.fixture
 def run(tmp_path):
     with runs.create_run(tmp_path / "run", "name", CONFIG) as run:
-        run.begin(files.versions())
+        run.begin(0, files.versions())
         return run
 
 
@@ -177,7 +177,7 @@ def test_half_a_checkpoint_does_not_count(run, equal):
 def saved(tmp_path_factory):
     """A run of two epochs with a checkpoint of each."""
     with runs.create_run(tmp_path_factory.mktemp("saved") / "run", "name", CONFIG) as run:
-        run.begin(files.versions())
+        run.begin(0, files.versions())
         for epoch in (1, 2):
             run.append(epoch, history([1.0, 2.0]))
             run.save(state(epoch), ORIGIN)

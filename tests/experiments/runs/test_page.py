@@ -55,7 +55,7 @@ def test_what_is_not_finite_or_not_positive_can_be_drawn(metrics, tmp_path, bad)
 
 def test_a_run_without_an_epoch_has_no_page(tmp_path, capsys):
     with runs.create_run(tmp_path / "run", "name", {}) as run:
-        run.begin(files.versions())
+        run.begin(0, files.versions())
         run.cut(0)
     assert main(["report", str(tmp_path / "run")]) == 2
     assert "has no finished epoch: continue it with --resume" in capsys.readouterr().err

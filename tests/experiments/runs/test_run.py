@@ -12,6 +12,7 @@ from experiments.errors import BadInput, Stopped
 from experiments.options.run import RunMnist
 from experiments.runs import folder as runs
 from experiments.runs import run
+from experiments.training import parallel
 
 OPTIONS = RunMnist(
     hidden=(8,), batch_size=40, epochs=4, learning_rate=0.1, limit="cosine:1.0:0.2", out=Path("run")
@@ -120,7 +121,7 @@ def test_a_killed_run_stops_where_it_would_have(tiny_mnist, finished, monkeypatc
         patch.setattr(runs.Run, "finish", interrupt)
         with pytest.raises(Stopped):
             trained(options)
-    monkeypatch.setattr(run, "epoch", None)
+    monkeypatch.setattr(parallel.Trainer, "epoch", None)
     result = trained(dataclasses.replace(options, resume=Path("run")))
     assert result["stopped"].startswith("after epoch 2 of 4")
 
@@ -136,7 +137,7 @@ def test_a_training_that_diverges_says_so():
 
 def test_a_run_that_has_ended_only_says_so_again(tiny_mnist, finished, monkeypatch, capsys):
     folder, result = finished
-    monkeypatch.setattr(run, "epoch", None)
+    monkeypatch.setattr(parallel.Trainer, "epoch", None)
     assert trained(dataclasses.replace(OPTIONS, resume=folder)) == result
     assert f"Accuracy: {100 * result['accuracy']:.2f} %" in capsys.readouterr().out
 
@@ -237,7 +238,7 @@ def other_versions(folder):
 def test_damage_is_told_before_anything_is_trained(
     tiny_mnist, finished, monkeypatch, tmp_path, damage, message
 ):
-    monkeypatch.setattr(run, "epoch", None)
+    monkeypatch.setattr(parallel.Trainer, "epoch", None)
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     damage(folder)
     with pytest.raises(BadInput, match=message):
@@ -283,8 +284,3 @@ def test_nothing_is_begun_that_cannot_work(tiny_mnist, options, message):
     with pytest.raises(BadInput, match=message):
         trained(options)
     assert not list(Path().iterdir())
-
-
-def test_a_platform_that_is_not_there_is_told():
-    with pytest.raises(BadInput, match=r"--platform tpu.*no such device"):
-        run.use("tpu")
