@@ -7,7 +7,7 @@ os.environ["XLA_FLAGS"] = (
     # Compiling is what the suite spends its time on.
     " --xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
 )
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 from xdist.scheduler import LoadScopeScheduling
