@@ -21,7 +21,7 @@ from tests.helpers import METHODS
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("index", "extending", "questions", "recipes")),
+    *(f"docs/{name}.md" for name in ("index", "extending", "questions", "recipes", "trainers")),
 ]
 MODULES = [
     name
