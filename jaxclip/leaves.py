@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .norms import working_dtype
@@ -86,8 +87,9 @@ def scale(x: Any, factor: Factor | Float[Array, "..."]) -> Any:
     wide = working_dtype(x.dtype)
     product = as_factor(factor).map(lambda f: f.astype(wide)).times(x.astype(wide))
     # By selection and not by arithmetic: 0 * nan is nan, and 1 * x flushes the smallest numbers.
-    moved = jnp.where(first == 0, jnp.zeros((), x.dtype), product.astype(x.dtype))
-    return jnp.where(first == 1, x, moved)
+    where = lax.select if jnp.ndim(first) == 0 else jnp.where  # the first is faster to trace
+    moved = where(first == 0, jnp.zeros_like(x), product.astype(x.dtype))
+    return where(first == 1, x, moved)
 
 
 def leaves_with_path(

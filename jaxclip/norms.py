@@ -214,6 +214,7 @@ def _total(norm: Norm, block: Block, kept: Axes) -> Array:
 
 def _scaled(norm: Norm, block: Block, kept: Axes) -> Array:
     r"""$m\,\|x / m\|_p$ with the largest entry $m$."""
+    block = block if kept else _stacked(block)
     largest = _largest(norm, block, kept, _lean_maximum)
     usable = (largest > 0) & jnp.isfinite(largest)
     root = jnp.sqrt(jnp.where(usable, largest, 1))  # m = root * root
@@ -226,6 +227,18 @@ def _scaled(norm: Norm, block: Block, kept: Axes) -> Array:
     value = _root(norm.ord, _total(norm, ratios, kept)) * root * root
     # Subnormal entries are flushed from the sum, but what is not zero has no norm of zero.
     return jnp.where(usable, jnp.maximum(value, jnp.finfo(value.dtype).tiny), largest)
+
+
+def _stacked(block: Block) -> list[Array]:
+    """The arrays of a block, with small ones that are alike in one.
+
+    What is done with them is compiled once and not for every one of them.
+    """
+    alike: dict[Any, list[Array]] = {}
+    for position, x in enumerate(block):
+        small = isinstance(x.size, int) and x.size <= 1024
+        alike.setdefault(jax.typeof(x) if small else position, []).append(x)
+    return [jnp.stack(arrays) if arrays[1:] else arrays[0] for arrays in alike.values()]
 
 
 def ratio(x: Array, root: Array) -> Array:
@@ -311,7 +324,7 @@ def _lean_maximum(sizes: Int[Array, "..."], axes: Axes, initial: int) -> Int[Arr
         most, bits = lax.reduce(
             (sizes, sizes), (zero, zero), lambda a, b: (jnp.maximum(a[0], b[0]), a[1] | b[1]), axes
         )
-        return jnp.where(bits > 0, most, 0)
+        return most & bits  # has all bits of every one of them
 
     return lax.platform_dependent(
         sizes, cpu=with_bits, default=lambda sizes: jnp.max(sizes, axes, initial=initial)
