@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .norms import working_dtype
@@ -82,14 +81,17 @@ def scale(x: Any, factor: Factor | Float[Array, "..."]) -> Any:
     """
     if not is_measured(x):
         return x
-    x = jnp.asarray(x)
-    first = as_factor(factor).first
+    factor = as_factor(factor)
+    return _scaled(jnp.asarray(x), factor.first, factor.second)
+
+
+@jax.jit  # traced once for all arrays that are alike, and outside of another `jit` one program
+def _scaled(x: Array, first: Array, second: Array) -> Array:
     wide = working_dtype(x.dtype)
-    product = as_factor(factor).map(lambda f: f.astype(wide)).times(x.astype(wide))
+    product = Factor(first.astype(wide), second.astype(wide)).times(x.astype(wide))
     # By selection and not by arithmetic: 0 * nan is nan, and 1 * x flushes the smallest numbers.
-    where = lax.select if jnp.ndim(first) == 0 else jnp.where  # the first is faster to trace
-    moved = where(first == 0, jnp.zeros_like(x), product.astype(x.dtype))
-    return where(first == 1, x, moved)
+    moved = jnp.where(first == 0, jnp.zeros((), x.dtype), product.astype(x.dtype))
+    return jnp.where(first == 1, x, moved)
 
 
 def leaves_with_path(
