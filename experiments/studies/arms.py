@@ -101,7 +101,7 @@ class Arm:
 
     def point(self, tuned: Point) -> Point:
         """Returns the arguments of `trial` but the seed, for values of the tuned numbers."""
-        return {**self.fixed, **tuned}
+        return {**self.setting.numbers, **self.fixed, **tuned}
 
 
 @dataclasses.dataclass(frozen=True)

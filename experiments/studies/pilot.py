@@ -23,7 +23,7 @@ def pilot_setting(setting: Setting, seed: int, folders: Folders) -> jaxclip.Advi
         seed: of the training.
         folders: the original files of data sets.
     """
-    numbers = trial(seed, setting.learning_rate)
+    numbers = trial(seed, setting.learning_rate, **setting.numbers)
     return pilot(setting.config(no_clip), numbers, setting.data(folders))
 
 

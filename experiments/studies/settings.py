@@ -1,6 +1,7 @@
 """Settings of the studies: a task, and the circumstances in which clips may differ."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,28 @@ import jax
 import optax
 
 from experiments.studies import stress
-from experiments.tasks.char_lm import CharLm
+from experiments.tasks.char_lm import GPT, CharLm
 from experiments.tasks.mnist import Mnist
+from experiments.tasks.residual import Residual
 from experiments.tasks.temporal_order import TemporalOrder
 from experiments.training.config import Batch, Config, Params, Task
 from experiments.training.data import Data, hold_out
 
 Folders = Mapping[str, Path]
 HELD_OUT = 0.1  # of the training examples
+
+
+@dataclasses.dataclass(frozen=True)
+class RateSchedule:
+    """How the learning rate of a setting goes, as arguments of `trial`.
+
+    Attributes:
+        warm_up: the share of the steps in which it rises to its peak.
+        last_rate: the share of the peak that it falls to, on half a cosine wave.
+    """
+
+    warm_up: float = 0.0
+    last_rate: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +46,7 @@ class Setting:
         learning_rate: a usual one; boxes of rates surround it.
         batch_size: as in `Config`.
         epochs: as in `Config`.
+        rate: how the learning rate goes; None: it stays.
         wrong_labels: the share of the training labels that are made wrong.
         corrupt: as in `Config`.
         disturb: as in `Config`.
@@ -44,6 +60,7 @@ class Setting:
     learning_rate: float = 0.1
     batch_size: int = 100
     epochs: int = 2
+    rate: RateSchedule | None = None
     wrong_labels: float = 0.0
     corrupt: Callable[[jax.Array, Batch], Batch] | None = None
     disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
@@ -55,7 +72,13 @@ class Setting:
             field: getattr(self, field)
             for field in ("task", "optimizer", "batch_size", "epochs", "corrupt", "disturb")
         }
+        shared["rate_schedule"] = self.rate is not None
         return Config(clip=clip, **{**shared, **changes})
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Its own arguments of `trial`, besides the learning rate."""
+        return {} if self.rate is None else dataclasses.asdict(self.rate)
 
     def data(self, folders: Folders) -> Data:
         """Returns the data, with a tenth of the training examples held out for validation.
@@ -70,6 +93,17 @@ class Setting:
 
 MNIST = Setting("mnist", Mnist(), norm=1.0)
 DEEP = Setting("mnist_deep", Mnist(hidden=(32,) * 12), norm=1.0, learning_rate=0.3)
+LANGUAGE = Setting(
+    "char_lm",
+    CharLm(),
+    norm=1.0,
+    optimizer=functools.partial(optax.adamw, b2=0.95, weight_decay=0.1),
+    learning_rate=0.003,
+    batch_size=16,
+    rate=RateSchedule(warm_up=0.1, last_rate=0.1),
+    # The commonest character is a space, 19 %.
+    floor=0.25,
+)
 SETTINGS = {
     setting.name: setting
     for setting in (
@@ -88,7 +122,28 @@ SETTINGS = {
             MNIST, name="mnist_heavy_tails", disturb=stress.HeavyTails(scale=0.01, degrees=1.5)
         ),
         Setting("fashion_mnist", Mnist(dataset="fashion_mnist"), norm=1.0),
+        Setting(
+            "fashion_residual",
+            Residual(),
+            norm=1.0,
+            optimizer=functools.partial(optax.sgd, momentum=0.9),
+            learning_rate=0.05,
+            epochs=1,
+            rate=RateSchedule(last_rate=0.0),
+        ),
         Setting("temporal_order", TemporalOrder(), norm=0.3, batch_size=20, epochs=4),
-        Setting("char_lm", CharLm(), norm=1.0, learning_rate=3.0, batch_size=16),
+        LANGUAGE,
+        dataclasses.replace(LANGUAGE, name="char_lm_bfloat16", task=CharLm(precision="bfloat16")),
+    )
+}
+
+# Settings that take too long for what has all of them: a study asks for these by name.
+LARGE = {
+    setting.name: setting
+    for setting in (
+        dataclasses.replace(LANGUAGE, name="gpt", task=GPT),
+        dataclasses.replace(
+            LANGUAGE, name="gpt_bfloat16", task=dataclasses.replace(GPT, precision="bfloat16")
+        ),
     )
 }

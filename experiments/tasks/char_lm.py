@@ -1,11 +1,13 @@
 """Text, character by character, by a small transformer.
 
-The text is that of the standard library's `pydoc_data.topics`: half a million characters of the
-Python reference, which differ by the version of Python. No download.
+The text is in the repository: the New Testament of 1611, 949,469 characters of 65 kinds. No
+download, and the same under every version of Python.
 """
 
 import dataclasses
 import functools
+import hashlib
+import lzma
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +17,13 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments import files
 from experiments.tasks.network import OfNetwork
 from experiments.training.config import Params
 from experiments.training.data import Data
 
+TEXT = Path(__file__).parents[1] / "text" / "new_testament.txt.xz"
+CHECKSUM = "40c4b1c63c8d41258db610cd1e7e3875943db656f2d37c0dc6d1b8662cb76384"  # SHA-256, unpacked
 TESTED = 256  # windows of the last tenth of the text
 
 
@@ -84,10 +89,10 @@ class CharLm(OfNetwork):
             beside the blocks stay float32.
     """
 
-    width: int = 32
+    width: int = 64
     layers: int = 2
     heads: int = 4
-    context: int = 32
+    context: int = 64
     windows: int = 4000
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -124,10 +129,16 @@ class CharLm(OfNetwork):
 
 @functools.cache
 def text() -> str:
-    """The text, topic after topic."""
-    from pydoc_data.topics import topics
-
-    return "".join(topics[name] for name in sorted(topics))
+    """The text, a verse a line."""
+    remedy = "restore it from the repository"
+    with files.read_errors(TEXT, remedy):
+        try:
+            content = lzma.decompress(TEXT.read_bytes())
+        except lzma.LZMAError as error:
+            raise ValueError(str(error)) from error
+        if hashlib.sha256(content).hexdigest() != CHECKSUM:
+            raise ValueError("its SHA-256 is another")
+    return content.decode("ascii")
 
 
 @functools.cache
@@ -147,3 +158,7 @@ def windows(rng: np.random.Generator, symbols: np.ndarray, count: int, length: i
     # In their order, so that held-out windows come from another part of the text.
     starts = np.sort(rng.integers(0, len(symbols) - length + 1, count))
     return np.lib.stride_tricks.sliding_window_view(symbols, length)[starts]
+
+
+# 1.2 million parameters, as people train them for a first look.
+GPT = CharLm(width=128, layers=6, heads=4, context=128)

@@ -1,7 +1,7 @@
 import dataclasses
 import functools
+import lzma
 import re
-from pydoc_data.topics import topics
 
 import chex
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxclip
+from experiments.errors import BadInput
 from experiments.tasks import char_lm
 from experiments.tasks.char_lm import CharLm
 from experiments.training import train
@@ -42,8 +43,32 @@ def decoded(window):
     return "".join(char_lm.alphabet()[number] for number in window)
 
 
-def test_the_windows_are_pieces_of_the_topics_and_the_last_tenth_is_the_test(windows):
-    text = "".join(topics[name] for name in sorted(topics))
+def test_the_text_is_the_one_of_the_repository():
+    text = char_lm.text()
+    assert text.startswith("The book of the generation of Jesus Christ, the son of David")
+    assert text.endswith("be with you all. Amen.\n")
+    assert (len(text), len(char_lm.alphabet())) == (949_469, 65)
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", lzma.compress(b"another text")])
+def test_another_text_is_refused(monkeypatch, tmp_path, damage):
+    path = tmp_path / "text.xz"
+    path.write_bytes(damage)
+    monkeypatch.setattr(char_lm, "TEXT", path)
+    char_lm.text.cache_clear()
+    with pytest.raises(BadInput, match=r"text\.xz is damaged"):
+        char_lm.text()
+    char_lm.text.cache_clear()
+
+
+def test_the_gpt_has_more_than_a_million_parameters():
+    shapes = jax.eval_shape(char_lm.GPT.init, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert 1e6 < count < 3e6
+
+
+def test_the_windows_are_pieces_of_the_text_and_the_last_tenth_is_the_test(windows):
+    text = char_lm.text()
     first, last = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
     assert windows.train.shape == (640, 9)
     assert windows.test.shape == (256, 9)
@@ -138,4 +163,4 @@ def test_a_clipped_training_learns_the_text(windows):
     shares = np.bincount(windows.train.ravel()) / windows.train.size
     by_frequency = -np.sum(shares * np.log(shares, where=shares > 0, out=np.zeros_like(shares)))
     assert history.loss[-1].mean() < by_frequency - 0.2  # which no context is needed for
-    assert history.score[-1] > 0.3
+    assert history.score[-1] > 0.25  # the commonest character is a space, 19 %
