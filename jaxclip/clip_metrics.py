@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from . import norms
+from .devices import Names, across, devices, over_devices
 
 
 class ClipMetrics(NamedTuple):
@@ -65,15 +67,23 @@ def observe(
     )
 
 
-def pool(*values: Sequence[Float[Array, "..."]]) -> list[Float[Array, ""]]:
-    """The root mean squares over all blocks; nan or infinite where the value of any block is."""
-    if all(len(blocks) == 1 and blocks[0].ndim == 0 for blocks in values):
+def pool(
+    *values: Sequence[Float[Array, "..."]], apart: Sequence[Names] = ()
+) -> list[Float[Array, ""]]:
+    """The root mean squares over all blocks; nan or infinite where the value of any block is.
+
+    Args:
+      *values: a value of every block, in as many arrays as there are arrays of blocks.
+      apart: of each of these, the mapped axes along which every device has blocks of its own.
+    """
+    if not any(apart) and all(len(blocks) == 1 and blocks[0].ndim == 0 for blocks in values):
         return [blocks[0] for blocks in values]
-    return norms.rms(values, [()] * len(values))
+    over = across([apart] * len(values)) if apart else ()
+    return norms.rms(values, [()] * len(values), over)
 
 
-def share(blocks: Sequence[Bool[Array, "..."]]) -> Float[Array, ""]:
-    """The share of the blocks of which something is true."""
+def share(blocks: Sequence[Bool[Array, "..."]], apart: Sequence[Names] = ()) -> Float[Array, ""]:
+    """The share of the blocks of which something is true; `apart` is as in `pool`."""
 
     def number(block: Bool[Array, "..."]) -> Float[Array, ""]:
         if not isinstance(block.size, int) or block.size < 2**31:
@@ -82,9 +92,11 @@ def share(blocks: Sequence[Bool[Array, "..."]]) -> Float[Array, ""]:
         dtype = jnp.int32 if block.shape[-1] < 2**31 else jnp.float32
         return jnp.sum(jnp.sum(block, axis=-1, dtype=dtype).astype(jnp.float32))
 
-    none = jnp.zeros((), jnp.float32)
-    size = norms.count(sum(block.size for block in blocks), jnp.dtype(jnp.float32))
-    return sum(map(number, blocks), start=none) / jnp.maximum(size, 1)
+    [(axes, copies)] = across([apart or [()] * len(blocks)])
+    own = [number(block) / n for block, n in zip(blocks, copies, strict=True)]
+    [total] = over_devices(lax.psum, axes, [sum(own, start=jnp.zeros((), jnp.float32))])
+    sizes = [block.size * (devices(axes) // n) for block, n in zip(blocks, copies, strict=True)]
+    return total / jnp.maximum(norms.count(sum(sizes), jnp.dtype(jnp.float32)), 1)
 
 
 def metrics(opt_state: Any) -> dict[str, ClipMetrics]:

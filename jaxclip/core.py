@@ -12,6 +12,7 @@ be, a shrink what to do about it. A clipping method is a choice of the three:
     drop_spikes(4.0)         = clip(measures.whole(), thresholds.ema(4.0, decay=0.99), shrinks.drop)
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
@@ -24,9 +25,11 @@ from . import measures, shrinks
 from .arguments import check_params, check_state
 from .bits import not_negative
 from .clip_metrics import ClipMetrics, initial, observe, pool, share
+from .devices import Names
 from .leaves import Factor, donatable, is_none, scale
-from .measures import Measure, Norms, apply_factors, whole
-from .norms import lp, on_one_device, working_dtype
+from .measures import FullRange, Measure, Norms, apply_factors, whole, within
+from .norms import lp, working_dtype
+from .scope import AxisName, Scope
 from .shrinks import Nonfinite, Shrink, block_factor
 from .thresholds import LimitLike, check_number
 from .thresholds.tree import limit_tree
@@ -36,6 +39,7 @@ class NonfiniteOptions(TypedDict, total=False):
     """The keyword arguments that every named method hands on to `clip`."""
 
     nonfinite: Nonfinite
+    axis_name: AxisName
     name: str
 
 
@@ -66,6 +70,7 @@ def clip(
     shrink: Shrink = shrinks.hard,
     *,
     nonfinite: Nonfinite = "propagate",
+    axis_name: AxisName = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies every block of the updates by a factor.
@@ -80,6 +85,11 @@ def clip(
       nonfinite: what becomes of a block that holds nan or infinity. `"propagate"` makes all of it
         nan, so that it cannot hide; `"zero"` makes all of it zero. Either way it is counted in the
         metrics, and the threshold does not learn from it.
+      axis_name: within `shard_map` or `pmap`, the mapped axes that the leaves are spread over: a
+        name, a tuple of names, a `PartitionSpec`, or a tree of these that is a prefix of the
+        updates. Norms and metrics are those of all devices along them, and the same on each. `()`
+        is for a device that is on its own. Where nothing is said, `shard_map` must not know that
+        a leaf varies.
       name: the key of this clip in `jaxclip.metrics`.
 
     Returns:
@@ -89,8 +99,9 @@ def clip(
       TypeError: a limit is no number, array, schedule or threshold, or the measure or the shrink is
         no function; at an update, if the state is not from this clip's `init`.
       ValueError: a limit is negative or nan, or `nonfinite` is neither of the two; at `init`, if
-        the limits are no prefix of the norms; at an update, if `params` is wanted and missing, or
-        if the updates lack an array that `init` had.
+        the limits are no prefix of the norms; at an update, if `params` is wanted and missing, if
+        the updates lack an array that `init` had, or if a leaf varies over a mapped axis and
+        `axis_name` does not say what to do about it.
 
     Examples:
       >>> import jax.numpy as jnp, jaxclip
@@ -103,10 +114,11 @@ def clip(
     check_nonfinite(nonfinite)
     _check_parts(measure, threshold, shrink)
     thresholds = limit_tree(threshold)
+    shapes_only = within(measure, Scope(axis_name, shapes_only=True))
+    measure = within(measure, Scope(axis_name))
 
     def init(params: optax.Params) -> ClipState:
-        with on_one_device():  # `init` runs outside of the map that `across` is for
-            norms = jax.eval_shape(lambda updates: measure(updates)[0], params)
+        norms = jax.eval_shape(lambda updates: shapes_only(updates)[0], params)
         dtypes = [norm.dtype for norm in jax.tree.leaves(norms)]
         dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
         return donatable(
@@ -129,13 +141,14 @@ def clip(
             norms, state.thresholds, param_norms, state.step, extra_args
         )
         factors = jax.tree.map(lambda n, t: block_factor(shrink, n, t, nonfinite), norms, limits)
-        seen = _observation(*map(jax.tree.leaves, (norms, limits, factors)))
+        apart = rescale.apart if isinstance(rescale, FullRange) else ()
+        seen = _observation(*map(jax.tree.leaves, (norms, limits, factors)), apart=apart)
         return apply_factors(rescale, factors), next_state(state, name, remembered, *seen)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def global_norm(tree: PyTree, ord: float = 2) -> Any:
+def global_norm(tree: PyTree, ord: float = 2, *, axis_name: AxisName = None) -> Any:
     r"""The norm of a whole tree, in float32 at least, right wherever the result can be represented.
 
     $$\|g\|_p = \Big(\sum_l \sum_i |g_{l,i}|^p\Big)^{1/p}$$
@@ -143,6 +156,7 @@ def global_norm(tree: PyTree, ord: float = 2) -> Any:
     Args:
       tree: arrays of any dtype; integers and None are not counted.
       ord: $p$, from 1 to `math.inf`.
+      axis_name: the mapped axes that the leaves are spread over, as in `clip`.
 
     Returns:
       A scalar.
@@ -153,7 +167,7 @@ def global_norm(tree: PyTree, ord: float = 2) -> Any:
       >>> print(f"{global_norm(gradient):.3g}")
       1e+26
     """
-    return whole(lp(ord))(tree)[0]
+    return whole(lp(ord))(tree, Scope(axis_name))[0]
 
 
 def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
@@ -212,13 +226,13 @@ def next_state(
 
 
 def _observation(
-    norms: list[Array], limits: list[Array], factors: list[Factor]
+    norms: list[Array], limits: list[Array], factors: list[Factor], *, apart: Sequence[Names]
 ) -> tuple[list[Array], Array]:
     """The sizes that the metrics hold, and the share of the blocks that were shrunk."""
     pairs = list(zip(norms, factors, strict=True))
     clipped_norms = [jnp.where(factor.first == 0, 0, factor.times(norm)) for norm, factor in pairs]
     shrunk = [(factor.first < 1) & jnp.isfinite(norm) for norm, factor in pairs]
-    return pool(norms, clipped_norms, limits), share(shrunk)
+    return pool(norms, clipped_norms, limits, apart=apart), share(shrunk, apart)
 
 
 def state_metrics(state: Any, name: str) -> ClipMetrics:

@@ -11,7 +11,8 @@ of your own is any function of this form. Those here measure floating and comple
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,16 +22,9 @@ from jaxtyping import Array, Float, PyTree
 
 from . import norms
 from .bits import at_least_normal
-from .leaves import (
-    Factor,
-    Path,
-    as_factor,
-    is_measured,
-    leaves_with_path,
-    measurable,
-    replace_measured,
-    scale,
-)
+from .devices import Names
+from .leaves import Factor, Path, as_factor, is_measured, measurable, replace_measured, scale
+from .scope import NOTHING_SAID, Leaf, Scope, over_blocks, spread_prefix
 from .singular import decompose, matrix, recompose
 
 Norms = PyTree[Float[Array, "..."]]
@@ -46,13 +40,51 @@ class FullRange:
 
     So have all measures of this module. Others get the product of the two numbers of a factor,
     which is 0 where the norm is some 1e38 times the limit.
+
+    Attributes:
+      rescale: from the factors to the updates.
+      apart: of each array of norms, the mapped axes along which every device has blocks of its own;
+        by default none.
     """
 
     rescale: Rescale
+    apart: Sequence[Names] = ()
 
     def __call__(self, factors: Factors) -> optax.Updates:
         """Multiplies the blocks."""
         return self.rescale(factors)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scoped:
+    """A measure that can be told about the leaves, and not only be given them.
+
+    So are all measures of this module, to which `clip` hands its own options.
+
+    Attributes:
+      measure: a function `(updates, scope) -> (norms, rescale)`.
+    """
+
+    measure: Callable[[optax.Updates, Scope], tuple[Norms, "FullRange"]]
+
+    def __call__(
+        self, updates: optax.Updates, scope: Scope = NOTHING_SAID
+    ) -> tuple[Norms, FullRange]:
+        """Measures the updates."""
+        return self.measure(updates, scope)
+
+
+def within(measure: Measure, scope: Scope) -> Measure:
+    """The measure, told the scope."""
+    if isinstance(measure, Scoped):
+        return functools.partial(measure, scope=scope)
+    if scope.axis_name is not None:
+        raise TypeError(
+            f"`axis_name` is {scope.axis_name!r}, but the measure is a function of your own, which "
+            "cannot be told. Make it `measures.Scoped(f)` with `f(updates, scope)`, and hand the "
+            "scope on to the measures that it is made of."
+        )
+    return measure
 
 
 def apply_factors(rescale: Rescale, factors: PyTree[Factor]) -> optax.Updates:
@@ -62,7 +94,7 @@ def apply_factors(rescale: Rescale, factors: PyTree[Factor]) -> optax.Updates:
     return rescale(factors)
 
 
-def whole(norm: norms.Norm = norms.l2) -> Measure:
+def whole(norm: norms.Norm = norms.l2) -> Scoped:
     r"""The whole tree is one block.
 
     $$n = \|(g_1, \dots, g_L)\|$$
@@ -80,12 +112,16 @@ def whole(norm: norms.Norm = norms.l2) -> Measure:
       5.0 {'b': Array([0.4], dtype=float32), 'w': Array([0.3], dtype=float32)}
     """
 
-    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
-        leaves = jax.tree.leaves(measurable(updates))
-        [value] = norm([leaves], [()])
+    def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
+        leaves = scope.leaves(updates)
+        [value] = norm(
+            [[leaf.array for leaf in leaves]],
+            [()],
+            over_blocks([[scope.spread(leaf) for leaf in leaves]]),
+        )
         return value, FullRange(lambda f: jax.tree.map(lambda x: scale(x, f), updates))
 
-    return measure
+    return Scoped(measure)
 
 
 def per_group(
@@ -93,7 +129,7 @@ def per_group(
     norm: norms.Norm = norms.l2,
     *,
     groups: Iterable[Hashable] = (),
-) -> Measure:
+) -> Scoped:
     r"""The leaves with one label are one block.
 
     $$n_k = \|(g_l : \mathrm{label}(l) = k)\|$$
@@ -119,15 +155,18 @@ def per_group(
       5.0
     """
 
-    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
+    def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
         tree = labels(updates) if callable(labels) else labels
-        label_of = _spread(tree, updates)
+        label_of = spread_prefix(tree, updates, "The labels have")
         known = (jax.tree.leaves(tree) if label_of else ()) or groups
-        members: dict[Any, list[Array]] = {k: [] for k in known}
-        for label, x in zip(label_of, jax.tree.leaves(updates), strict=True):
-            if is_measured(x):
-                members[label].append(jnp.asarray(x))
-        values = norm(list(members.values()), [()] * len(members))
+        members: dict[Any, list[Leaf]] = {k: [] for k in known}
+        for leaf in scope.leaves(updates):
+            members[label_of[leaf.index]].append(leaf)
+        values = norm(
+            [[leaf.array for leaf in block] for block in members.values()],
+            [()] * len(members),
+            over_blocks([[scope.spread(leaf) for leaf in block] for block in members.values()]),
+        )
 
         def rescale(factors: Factors) -> optax.Updates:
             leaves, treedef = jax.tree.flatten(updates)
@@ -137,10 +176,10 @@ def per_group(
 
         return dict(zip(members, values, strict=True)), FullRange(rescale)
 
-    return measure
+    return Scoped(measure)
 
 
-def per_slice(axes: Axes, norm: norms.Norm = norms.l2) -> Measure:
+def per_slice(axes: Axes, norm: norms.Norm = norms.l2) -> Scoped:
     r"""Every leaf has one block for every index along the axes that are kept.
 
     $$n_i = \|g_{i, :}\|$$
@@ -150,8 +189,7 @@ def per_slice(axes: Axes, norm: norms.Norm = norms.l2) -> Measure:
     Args:
       axes: the axes that are kept, such as `-1` for the outputs of a Flax kernel `[in, out]`, or
         `(0, -1)` for those of a scanned kernel `[layer, in, out]`; or a function of `(path, leaf)`
-        that returns them. A scalar is one block whatever the axes. A kept axis must not be spread
-        over devices that the norm is summed `across`.
+        that returns them. A scalar is one block whatever the axes.
       norm: how a block is measured.
 
     Returns:
@@ -170,7 +208,7 @@ def per_slice(axes: Axes, norm: norms.Norm = norms.l2) -> Measure:
     return _per_slice(lambda path, x: axes(path, x) if callable(axes) else axes, norm)
 
 
-def per_leaf(norm: norms.Norm = norms.l2) -> Measure:
+def per_leaf(norm: norms.Norm = norms.l2) -> Scoped:
     r"""Every leaf is a block.
 
     $$n_l = \|g_l\|$$
@@ -190,7 +228,7 @@ def per_leaf(norm: norms.Norm = norms.l2) -> Measure:
     return _per_slice(lambda path, x: (), norm)
 
 
-def per_entry() -> Measure:
+def per_entry() -> Scoped:
     r"""Every entry is a block.
 
     $$n_i = |g_i|$$
@@ -204,10 +242,10 @@ def per_entry() -> Measure:
       >>> print(values)
       [3. 4.]
     """
-    return _per_slice(lambda path, x: tuple(range(x.ndim)), norms.linf)
+    return _per_slice(lambda path, x: tuple(range(x.ndim)), norms.linf, alone=True)
 
 
-def per_unit(axes: Axes | None = None, norm: norms.Norm = norms.l2) -> Measure:
+def per_unit(axes: Axes | None = None, norm: norms.Norm = norms.l2) -> Scoped:
     r"""Every unit of a layer is a block: what feeds one output.
 
     $$n_j = \|g_{:, j}\|$$
@@ -232,7 +270,7 @@ def per_unit(axes: Axes | None = None, norm: norms.Norm = norms.l2) -> Measure:
     return per_slice(axes, norm)
 
 
-def singular_values() -> Measure:
+def singular_values() -> Scoped:
     r"""Every singular direction of every matrix is a block.
 
     $$G = U \,\mathrm{diag}(n_1, \dots, n_k)\, V^\top$$
@@ -250,8 +288,9 @@ def singular_values() -> Measure:
       [3. 1.]
     """
 
-    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
-        leaves, treedef = jax.tree.flatten(measurable(updates))
+    def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
+        treedef = jax.tree.structure(measurable(updates))
+        leaves = [scope.undivided(leaf) for leaf in scope.leaves(updates)]
         parts = [decompose(matrix(x)) for x in leaves]
 
         def rescale(factors: Factors) -> optax.Updates:
@@ -265,15 +304,18 @@ def singular_values() -> Measure:
         values = [at_least_normal(values) for _, values, _ in parts]
         return treedef.unflatten(values), FullRange(rescale)
 
-    return measure
+    return Scoped(measure)
 
 
-def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm) -> Measure:
-    def measure(updates: optax.Updates) -> tuple[Norms, Rescale]:
-        arrays = measurable(updates)
-        entries, treedef = leaves_with_path(arrays)
-        kept = [_kept(axes(path, x), path, x) for path, x in entries]
-        values = norm([[x] for _, x in entries], kept)
+def _per_slice(
+    axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm, *, alone: bool = False
+) -> Scoped:
+    def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
+        treedef = jax.tree.structure(measurable(updates))
+        leaves = scope.leaves(updates)
+        kept = [_kept(axes(leaf.path, leaf.array), leaf.path, leaf.array) for leaf in leaves]
+        spread = [scope.spread(leaf, k, alone=alone) for leaf, k in zip(leaves, kept, strict=True)]
+        values = norm([[leaf.array] for leaf in leaves], kept, over_blocks([[s] for s in spread]))
 
         def rescale(factors: Factors) -> optax.Updates:
             by_leaf = iter(zip(treedef.flatten_up_to(factors), kept, strict=True))
@@ -287,9 +329,9 @@ def _per_slice(axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms
 
             return jax.tree.map(rescaled, updates)
 
-        return treedef.unflatten(values), FullRange(rescale)
+        return treedef.unflatten(values), FullRange(rescale, [one.apart for one in spread])
 
-    return measure
+    return Scoped(measure)
 
 
 def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:
@@ -306,17 +348,3 @@ def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:
             "the leaves apart."
         )
     return tuple(sorted({axis % x.ndim for axis in axes}))
-
-
-def _spread(prefix: PyTree, tree: PyTree) -> list:
-    """The leaf of the prefix that stands above each leaf of the tree."""
-    if not jax.tree.leaves(tree):
-        return []
-    try:
-        return jax.tree.leaves(jax.tree.broadcast(prefix, tree))
-    except ValueError as error:
-        raise ValueError(
-            f"The labels have the structure {jax.tree.structure(prefix)}, which is no prefix of "
-            f"that of the updates, {jax.tree.structure(tree)}. Give a label for every leaf or for "
-            "every subtree, or a function that makes such a tree."
-        ) from error

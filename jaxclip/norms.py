@@ -13,14 +13,12 @@ A block with a nonzero entry has a norm of at least the smallest normal number, 
 means that all entries are 0, also where the arithmetic flushes subnormal numbers.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +27,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Inexact, Int
 
 from .bits import magnitude, normal_size
+from .devices import Across, Names, devices, over_devices
 
 Block = Sequence[Inexact[Array, "..."]]
 Axes = tuple[int, ...]
@@ -41,17 +40,36 @@ class Norm:
     Attributes:
       ord: $p$, from 1 to infinity.
       mean: divide the sum by the number of entries, as the root mean square does.
-      axis_name: the mapped axes of `shard_map` or `pmap` that a block is spread over.
     """
 
     ord: float
     mean: bool = False
-    axis_name: tuple[str, ...] = ()
 
-    def __call__(self, blocks: Sequence[Block], kept: Sequence[Axes]) -> list[Float[Array, "..."]]:
-        """Returns the norms of each block, an array with the axes that it keeps."""
-        here = dataclasses.replace(self, axis_name=()) if _one_device.get() else self
-        return _differentiable(here, tuple(kept))([list(block) for block in blocks])
+    def __call__(
+        self, blocks: Sequence[Block], kept: Sequence[Axes], over: Sequence[Across] = ()
+    ) -> list[Float[Array, "..."]]:
+        """Returns the norms of each block, an array with the axes that it keeps.
+
+        Args:
+          blocks: the arrays of each block.
+          kept: the axes that each block keeps.
+          over: what each block is measured across; nothing by default.
+        """
+        blocks = [list(block) for block in blocks]
+        over = over or [Across((), (1,) * len(block)) for block in blocks]
+        # What crosses the same devices takes the same branch on all of them: a collective in a
+        # branch that other devices do not take would wait for ever.
+        alike: dict[Names, list[int]] = {}
+        for k, (axes, _) in enumerate(over):
+            alike.setdefault(axes, []).append(k)
+        found = {}
+        for axes, members in alike.items():
+            form = Form(
+                axes, tuple(kept[k] for k in members), tuple(over[k].copies for k in members)
+            )
+            values = _differentiable(self, form)([blocks[k] for k in members])
+            found |= dict(zip(members, values, strict=True))
+        return [found[k] for k in range(len(blocks))]
 
 
 l1 = Norm(1)
@@ -86,44 +104,6 @@ def lp(ord: float) -> Norm:
     return Norm(ord)
 
 
-def across(norm: Norm, axis_name: str | Sequence[str]) -> Norm:
-    r"""The norm of blocks that `shard_map` or `pmap` has spread over devices.
-
-    $$\|x\|_p = \Big(\sum_d \sum_i |x_{d,i}|^p\Big)^{1/p}$$ over the devices $d$ of the named axes.
-    Under `shard_map`, which tracks what varies over which axis, an array that is replicated along
-    one is counted once. Under `pmap`, and under `shard_map(check_vma=False)`, nothing tracks it,
-    and every array is taken to be a shard.
-
-    Args:
-      norm: the norm of one device's share.
-      axis_name: one or more mapped axes.
-
-    Returns:
-      The norm over all devices, equal on all of them. Outside such a map it raises `NameError`.
-
-    Examples:
-      >>> import jaxclip
-      >>> from jaxclip import measures, norms
-      >>> tx = jaxclip.clip(measures.whole(norms.across(norms.l2, "data")), 1.0)
-    """
-    return dataclasses.replace(
-        norm, axis_name=(axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    )
-
-
-_one_device = contextvars.ContextVar("_one_device", default=False)
-
-
-@contextlib.contextmanager
-def on_one_device() -> Iterator[None]:
-    """Takes one device's share for all, for callers that need only the shapes of norms."""
-    token = _one_device.set(True)
-    try:
-        yield
-    finally:
-        _one_device.reset(token)
-
-
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype to compute in: float32 (or complex64) for all that is narrower."""
     wide = jnp.finfo(dtype).bits >= 32
@@ -137,8 +117,22 @@ def expand(block_values: Array, kept: Axes, ndim: int) -> Array:
     return jnp.expand_dims(block_values, _reduced(kept, ndim))
 
 
+class Form(NamedTuple):
+    """All of some blocks but the entries.
+
+    Attributes:
+      axes: the mapped axes that they are measured across.
+      kept: the axes that each block keeps.
+      copies: of each array of each block, how many devices along `axes` hold the same entries.
+    """
+
+    axes: Names
+    kept: tuple[Axes, ...]
+    copies: tuple[tuple[int, ...], ...]
+
+
 @functools.cache
-def _differentiable(norm: Norm, kept: tuple[Axes, ...]) -> Callable:
+def _differentiable(norm: Norm, form: Form) -> Callable:
     """One function for all calls of one form, so that those outside of `jit` compile it once."""
 
     # The derivative is written down because the derivative of the square root at 0 is infinite,
@@ -146,34 +140,32 @@ def _differentiable(norm: Norm, kept: tuple[Axes, ...]) -> Callable:
     @jax.custom_jvp
     def norms(blocks):
         if norm.ord == math.inf:
-            return [_largest(norm, block, k) for block, k in zip(blocks, kept, strict=True)]
+            return _largest(form, blocks)
         return _rescued(
-            lambda blocks: [_total(norm, b, k) for b, k in zip(blocks, kept, strict=True)],
+            lambda blocks: _totals(norm, form, blocks),
             lambda total: _root(norm.ord, total),
-            lambda blocks: [_scaled(norm, b, k) for b, k in zip(blocks, kept, strict=True)],
+            lambda blocks: _scaled(norm, form, blocks),
+            batches=not form.axes,
         )(blocks)
 
     @norms.defjvp
     def norms_jvp(primals, tangents):
         (blocks,), (blocks_dot,) = primals, tangents
         values = norms(blocks)
-        return values, [
-            _derivative(norm, k, value, block, block_dot)
-            for k, value, block, block_dot in zip(kept, values, blocks, blocks_dot, strict=True)
-        ]
+        return values, _derivatives(norm, form, values, blocks, blocks_dot)
 
     return jax.jit(norms)
 
 
-def _rescued(plain: Callable, root: Callable, scaled: Callable) -> Callable:
+def _rescued(plain: Callable, root: Callable, scaled: Callable, batches: bool) -> Callable:
     """Chooses between the plain norms and the scaled ones, at run time, once for all blocks.
 
     A branch costs nothing where it is not taken, and 3 times less than computing both forms. Under
     `vmap` a branch becomes a selection, which would always run both; hence the rule of its own,
-    which takes the branch when any member of the batch needs it.
+    which takes the branch when any member of the batch needs it. It does not know of `vmap` with an
+    `axis_name`, which collectives may be about; so there are no `batches` with those.
     """
 
-    @custom_vmap
     def norms(blocks):
         totals = plain(blocks)
         extreme = [~_trusted(total) for total in totals]
@@ -189,14 +181,17 @@ def _rescued(plain: Callable, root: Callable, scaled: Callable) -> Callable:
         any_extreme = functools.reduce(operator.or_, [jnp.any(e) for e in extreme])
         return lax.cond(any_extreme, rescue, lambda: [root(total) for total in totals])
 
-    @norms.def_vmap
     def batched(axis_size, in_batched, blocks):
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched[0])
         over_batch = functools.partial(jax.vmap, in_axes=(axes,), axis_size=axis_size)
-        values = _rescued(over_batch(plain), root, over_batch(scaled))(blocks)
+        values = _rescued(over_batch(plain), root, over_batch(scaled), True)(blocks)
         return values, [True for _ in values]
 
-    return norms
+    if not batches:
+        return norms
+    with_rule = custom_vmap(norms)
+    with_rule.def_vmap(batched)
+    return with_rule
 
 
 def _trusted(total: Array) -> Array:
@@ -206,39 +201,55 @@ def _trusted(total: Array) -> Array:
     return (total >= low) & (total <= 1 / low)
 
 
-def _total(norm: Norm, block: Block, kept: Axes) -> Array:
-    """Sums the p-th powers of a block's entries."""
-    total = _sum(norm, block, kept, lambda x: _power(x, norm.ord))
-    return total / _count(norm, block, kept, total.dtype) if norm.mean else total
+def _totals(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Array]:
+    """Sums the p-th powers of each block's entries."""
+    totals = _sums(form, blocks, lambda x: _power(x, norm.ord))
+    return _means(form, blocks, totals) if norm.mean else totals
 
 
-def _scaled(norm: Norm, block: Block, kept: Axes) -> Array:
-    r"""$m\,\|x / m\|_p$ with the largest entry $m$."""
-    block = block if kept else _stacked(block)
-    largest = _largest(norm, block, kept, _lean_maximum)
-    usable = (largest > 0) & jnp.isfinite(largest)
-    root = jnp.sqrt(jnp.where(usable, largest, 1))  # m = root * root
-    # One root for every array: XLA would write a broadcast that several share to memory.
-    roots = lax.optimization_barrier([root] * len(block))
-    ratios = [
-        ratio(_read(lax.optimization_barrier(x)), expand(r, kept, x.ndim))
-        for x, r in zip(block, roots, strict=True)
-    ]
-    value = _root(norm.ord, _total(norm, ratios, kept)) * root * root
+def _scaled(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Array]:
+    r"""$m\,\|x / m\|_p$ with the largest entry $m$, of each block."""
+    form, blocks = _stacked(form, blocks)
+    largest = _largest(form, blocks, _lean_maximum)
+    usable = [(m > 0) & jnp.isfinite(m) for m in largest]
+    roots = [jnp.sqrt(jnp.where(u, m, 1)) for u, m in zip(usable, largest, strict=True)]
+
+    def ratios(block: Block, kept: Axes, root: Array) -> Block:  # m = root * root
+        # One root for every array: XLA would write a broadcast that several share to memory.
+        own = lax.optimization_barrier([root] * len(block))
+        return [
+            ratio(_read(lax.optimization_barrier(x)), expand(r, kept, x.ndim))
+            for x, r in zip(block, own, strict=True)
+        ]
+
+    scaled = [ratios(*one) for one in zip(blocks, form.kept, roots, strict=True)]
+    values = [_root(norm.ord, total) for total in _totals(norm, form, scaled)]
+    values = [value * root * root for value, root in zip(values, roots, strict=True)]
     # Subnormal entries are flushed from the sum, but what is not zero has no norm of zero.
-    return jnp.where(usable, jnp.maximum(value, jnp.finfo(value.dtype).tiny), largest)
+    return [
+        jnp.where(u, jnp.maximum(value, jnp.finfo(value.dtype).tiny), m)
+        for u, value, m in zip(usable, values, largest, strict=True)
+    ]
 
 
-def _stacked(block: Block) -> list[Array]:
-    """The arrays of a block, with small ones that are alike in one.
+def _stacked(form: Form, blocks: Sequence[Block]) -> tuple[Form, Sequence[Block]]:
+    """Blocks with small arrays that are alike in one.
 
     What is done with them is compiled once and not for every one of them.
     """
-    alike: dict[Any, list[Array]] = {}
-    for position, x in enumerate(block):
-        small = isinstance(x.size, int) and x.size <= 1024
-        alike.setdefault(jax.typeof(x) if small else position, []).append(x)
-    return [jnp.stack(arrays) if arrays[1:] else arrays[0] for arrays in alike.values()]
+
+    def of_block(
+        block: Block, kept: Axes, copies: tuple[int, ...]
+    ) -> tuple[Block, tuple[int, ...]]:
+        alike: dict[Any, list[Array]] = {}
+        for position, (x, n) in enumerate(zip(block, copies, strict=True)):
+            small = not kept and isinstance(x.size, int) and x.size <= 1024
+            alike.setdefault((n, jax.typeof(x) if small else position), []).append(x)
+        stacked = [jnp.stack(arrays) if arrays[1:] else arrays[0] for arrays in alike.values()]
+        return stacked, tuple(n for n, _ in alike)
+
+    stacked = [of_block(*one) for one in zip(blocks, form.kept, form.copies, strict=True)]
+    return form._replace(copies=tuple(n for _, n in stacked)), [block for block, _ in stacked]
 
 
 def ratio(x: Array, root: Array) -> Array:
@@ -252,64 +263,72 @@ def ratio(x: Array, root: Array) -> Array:
     return x * inverse * inverse
 
 
-def _derivative(norm: Norm, kept: Axes, value: Array, block: Block, block_dot: Block) -> Array:
+def _derivatives(
+    norm: Norm,
+    form: Form,
+    values: Sequence[Array],
+    blocks: Sequence[Block],
+    blocks_dot: Sequence[Block],
+) -> list[Array]:
     r"""$\dot n = \sum_i (|x_i|/n)^{p-1} \mathrm{sgn}(x_i)\,\dot x_i$, and 0 where $n = 0$."""
-    root = jnp.sqrt(jnp.where(value > 0, value, 1))
 
-    def direction(x: Array) -> Array:
+    def direction(x: Array, value: Array, kept: Axes) -> Array:
         if norm.ord == math.inf:
             largest = expand(value, kept, x.ndim).astype(jnp.finfo(x.dtype).dtype)
             return jnp.sign(x) * (jnp.abs(x) == largest).astype(x.dtype)
-        r = expand(root, kept, x.ndim)
+        root = expand(jnp.sqrt(jnp.where(value > 0, value, 1)), kept, x.ndim)
         if norm.ord == 2:
-            return ratio(x, r)
-        return jnp.sign(x) * (ratio(jnp.abs(x), r) ** (norm.ord - 1)).astype(x.dtype)
+            return ratio(x, root)
+        return jnp.sign(x) * (ratio(jnp.abs(x), root) ** (norm.ord - 1)).astype(x.dtype)
 
-    block, block_dot = [_wide(x) for x in block], [_wide(x) for x in block_dot]
-    directions = [direction(x) for x in block]
-    products = [(d.conj() * dx).real for d, dx in zip(directions, block_dot, strict=True)]
-    total = _sum(norm, products, kept, lambda product: product)
+    blocks, blocks_dot = [[[_wide(x) for x in b] for b in bs] for bs in (blocks, blocks_dot)]
+    directions = [
+        [direction(x, value, kept) for x in block]
+        for value, kept, block in zip(values, form.kept, blocks, strict=True)
+    ]
+    products = [
+        [(d.conj() * dx).real for d, dx in zip(*pair, strict=True)]
+        for pair in zip(directions, blocks_dot, strict=True)
+    ]
+    totals = _sums(form, products, lambda product: product)
     if norm.ord == math.inf:  # entries that tie for the largest share the derivative
-        total = total / jnp.maximum(_sum(norm, directions, kept, jnp.abs), 1)
-    return total / _count(norm, block, kept, total.dtype) if norm.mean else total
+        ties = _sums(form, directions, jnp.abs)
+        return [total / jnp.maximum(n, 1) for total, n in zip(totals, ties, strict=True)]
+    return _means(form, blocks, totals) if norm.mean else totals
 
 
-def _sum(norm: Norm, block: Block, kept: Axes, of: Callable) -> Float[Array, "..."]:
-    """Sums `of(entry)` over a block's entries, arrays and devices."""
-    return _combined(
-        norm,
-        block,
-        lambda x: jnp.sum(of(_read(x)), _reduced(kept, x.ndim)),
-        operator.add,
-        lax.psum,
-    )
+def _sums(form: Form, blocks: Sequence[Block], of: Callable) -> list[Float[Array, "..."]]:
+    """Sums `of(entry)` over the entries of each block, arrays and devices."""
+
+    def own(block: Block, kept: Axes, copies: Sequence[int]) -> Array:
+        parts = [jnp.sum(of(_read(x)), _reduced(kept, x.ndim)) for x in block]
+        return _folded(
+            operator.add, [p / n if n > 1 else p for p, n in zip(parts, copies, strict=True)]
+        )
+
+    each = zip(blocks, form.kept, form.copies, strict=True)
+    return over_devices(lax.psum, form.axes, [own(*one) for one in each])
 
 
 def _largest(
-    norm: Norm, block: Block, kept: Axes, maximum: Callable = jnp.max
-) -> Float[Array, "..."]:
-    """The largest size of a block's entries; nan where one of them is.
+    form: Form, blocks: Sequence[Block], maximum: Callable = jnp.max
+) -> list[Float[Array, "..."]]:
+    """The largest size of each block's entries; nan where one of them is.
 
     Sizes are compared as integers, which have the same order: a maximum of integers neither flushes
     a subnormal number nor, reduced over devices, drops nan.
     """
-    by_dtype: dict[jnp.dtype, list[Array]] = {}
-    for x in block:
-        by_dtype.setdefault(working_dtype(x.dtype), []).append(x)
-    widest = _widest([jnp.zeros((), dtype) for dtype in by_dtype])
-    sizes = [
-        normal_size(
-            _combined(
-                norm,
-                arrays,
-                lambda x: maximum(magnitude(_read(x)), _reduced(kept, x.ndim), initial=0),
-                jnp.maximum,
-                lax.pmax,
-            )
-        ).astype(widest)
-        for arrays in by_dtype.values()
-    ]
-    return functools.reduce(jnp.maximum, sizes) if sizes else jnp.zeros((), widest)
+    bits: list[Array] = []
+    members: list[list[int]] = []
+    for block, kept in zip(blocks, form.kept, strict=True):
+        by_dtype: dict[jnp.dtype, list[Array]] = {}
+        for x in block:
+            largest = maximum(magnitude(_read(x)), _reduced(kept, x.ndim), initial=0)
+            by_dtype.setdefault(working_dtype(x.dtype), []).append(largest)
+        members.append(list(range(len(bits), len(bits) + len(by_dtype))))
+        bits += [functools.reduce(jnp.maximum, parts) for parts in by_dtype.values()]
+    sizes = [normal_size(b) for b in over_devices(lax.pmax, form.axes, bits)]
+    return [_folded(jnp.maximum, [sizes[k] for k in own]) for own in members]
 
 
 def _lean_maximum(sizes: Int[Array, "..."], axes: Axes, initial: int) -> Int[Array, "..."]:
@@ -344,23 +363,10 @@ def _wide(x: Array) -> Array:
     return x.astype(working_dtype(x.dtype))
 
 
-def _combined(
-    norm: Norm, block: Block, part: Callable, combine: Callable, collective: Callable
-) -> Array:
-    """Combines one part of every array of a block, and those of all devices."""
-    shards: dict[tuple[str, ...], list[Array]] = {}
-    for x in block:
-        shards.setdefault(_spread_over(x, norm.axis_name), []).append(part(x))
-    if not shards:
-        return jnp.zeros((), jnp.float32)
-    widest = _widest([p for parts in shards.values() for p in parts])
-    # All of one device is combined before anything crosses devices: one scalar collective a block.
-    totals = [
-        collective(total, axes) if axes else total
-        for axes, parts in shards.items()
-        for total in [functools.reduce(combine, [part.astype(widest) for part in parts])]
-    ]
-    return functools.reduce(combine, totals)
+def _folded(combine: Callable, parts: Sequence[Array]) -> Array:
+    """Combines arrays in the widest of their dtypes."""
+    widest = _widest(parts)
+    return functools.reduce(combine, [p.astype(widest) for p in parts] or [jnp.zeros((), widest)])
 
 
 def _widest(arrays: Sequence[Array]) -> jnp.dtype:
@@ -372,30 +378,21 @@ def _widest(arrays: Sequence[Array]) -> jnp.dtype:
     return max(reals, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
-def _count(norm: Norm, block: Block, kept: Axes, dtype: jnp.dtype) -> Any:
-    """The number of entries of a block over all devices, at least 1."""
+def _means(form: Form, blocks: Sequence[Block], totals: Sequence[Array]) -> list[Array]:
+    """Divides totals by the number of entries of each block over all devices, at least 1."""
 
-    def size(x: Array) -> Any:
-        share = math.prod(x.shape[axis] for axis in _reduced(kept, x.ndim))
-        return share * math.prod(lax.axis_size(name) for name in _spread_over(x, norm.axis_name))
+    def entries(block: Block, kept: Axes, copies: Sequence[int]) -> Any:
+        number = devices(form.axes)
+        shares = [math.prod(x.shape[axis] for axis in _reduced(kept, x.ndim)) for x in block]
+        return sum(share * (number // n) for share, n in zip(shares, copies, strict=True))
 
-    return jnp.maximum(count(sum(size(x) for x in block), dtype), 1)
+    numbers = map(entries, blocks, form.kept, form.copies)
+    return [t / jnp.maximum(count(n, t.dtype), 1) for t, n in zip(totals, numbers, strict=True)]
 
 
 def count(number: Any, dtype: jnp.dtype) -> Array:
     """A number of entries as an array: it may exceed every integer of JAX, or be symbolic."""
     return jnp.asarray(float(number) if isinstance(number, int) else number).astype(dtype)
-
-
-def _spread_over(x: Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the named axes along which `x` differs from device to device."""
-
-    def tracked(name: str) -> bool:
-        return name in jax.typeof(lax.axis_index(name)).manual_axis_type.varying
-
-    return tuple(
-        n for n in axis_name if not tracked(n) or n in jax.typeof(x).manual_axis_type.varying
-    )
 
 
 def _power(x: Array, ord: float) -> Array:

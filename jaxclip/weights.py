@@ -16,6 +16,7 @@ from .core import NonfiniteOptions, check_nonfinite, clip
 from .methods.named import named_method
 from .methods.value import clip_by_value
 from .norms import count, working_dtype
+from .scope import Scope
 from .shrinks import Nonfinite
 from .thresholds import LimitLike
 
@@ -36,8 +37,8 @@ def clip_weights(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite` and `name`, as in `clip`; it is the update that becomes nan or zero
-        where the parameter would be nan or infinite.
+      **options: `nonfinite`, `axis_name` and `name`, as in `clip`; it is the update that becomes
+        nan or zero where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -73,11 +74,12 @@ def clip_weights_by_fan_in(
       fan_in: a function of `(path, leaf)` that returns how many inputs feed a unit, or None for a
         leaf to be left alone. By default a kernel's is the product of its input axes: those before
         the axes of the `bias` beside it, as in `[d, heads, size]` of Flax's attention, otherwise
-        all but the last. A bias, and a vector as long as a kernel beside it, has that kernel's. An
-        `embedding` has its last axis, as in its initialization. All else is left alone. The
+        all but the last, over all devices that `axis_name` names. A bias, and a vector as long as a
+        kernel beside it, has that kernel's. An `embedding` has its last axis, as in its
+        initialization. All else is left alone. The
         `[out, in]` kernels of Equinox and kernels that `scan` stacked want a function.
-      **options: `nonfinite` and `name`, as in `clip`; it is the update that becomes nan or zero
-        where the parameter would be nan or infinite.
+      **options: `nonfinite`, `axis_name` and `name`, as in `clip`; it is the update that becomes
+        nan or zero where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -146,8 +148,10 @@ def _way(bad: float, update: Any, param: Any, moved: Any, clipped: Any) -> Any:
 def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
     r"""Blocks are entries, and their norms $\sqrt{\mathrm{fan\_in}}\,|w|$."""
 
-    def measure(params: optax.Params) -> tuple[measures.Norms, Callable]:
-        inputs_of = fan_in or _of_kernels(params)
+    def measure(params: optax.Params, scope: Scope) -> tuple[measures.Norms, measures.FullRange]:
+        inputs_of = fan_in or _of_kernels(
+            {leaf.path: scope.shape(leaf) for leaf in scope.leaves(params)}
+        )
 
         def weight(path: leaves.Path, x: Array) -> Array | None:
             inputs = inputs_of(path, x) if leaves.is_measured(x) else None
@@ -156,24 +160,24 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
         entries, treedef = leaves.leaves_with_path(params)
         weights = treedef.unflatten([weight(path, x) for path, x in entries])
         bounded = jax.tree.map(lambda x, w: None if w is None else x, params, weights)
-        norms, rescale = measures.per_entry()(bounded)
+        norms, rescale = measures.per_entry()(bounded, scope)
 
         def rescale_all(factors: measures.Factors) -> optax.Params:
             return leaves.replace_measured(params, rescale(factors))
 
-        return jax.tree.map(lambda n, w: n * w, norms, weights), measures.FullRange(rescale_all)
+        return jax.tree.map(lambda n, w: n * w, norms, weights), measures.FullRange(
+            rescale_all, rescale.apart
+        )
 
-    return measure
+    return measures.Scoped(measure)
 
 
-def _of_kernels(params: optax.Params) -> FanIn:
+def _of_kernels(shapes: dict[leaves.Path, tuple[int, ...]]) -> FanIn:
     """The fan-in of kernels, of what is beside them, and of embeddings."""
-    entries, _ = leaves.leaves_with_path(params)
-    biases = {path[:-1]: jnp.shape(x) for path, x in entries if _name(path) in BIASES}
+    biases = {path[:-1]: shape for path, shape in shapes.items() if _name(path) in BIASES}
     inputs: dict[tuple, int] = {}  # by the place and the shape of the outputs
     own: dict[leaves.Path, int] = {}
-    for path, x in entries:
-        shape = jnp.shape(x)
+    for path, shape in shapes.items():
         if _name(path) in EMBEDDINGS and shape:
             own[path] = shape[-1]
         elif len(shape) > 1 and _name(path) not in BIASES:
@@ -181,7 +185,7 @@ def _of_kernels(params: optax.Params) -> FanIn:
             own[path] = inputs[(path[:-1], shape[split:])] = math.prod(shape[:split])
 
     def fan_in(path: leaves.Path, x: Array) -> int | None:
-        return own.get(path, inputs.get((path[:-1], x.shape)))
+        return own.get(path, inputs.get((path[:-1], shapes[path])))
 
     return fan_in
 

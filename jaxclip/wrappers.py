@@ -13,6 +13,8 @@ from .arguments import check_leaves, check_state
 from .clip_metrics import ClipMetrics, initial, observe
 from .core import global_norm
 from .leaves import as_arrays, donatable, is_measured, is_none
+from .measures import whole
+from .scope import AxisName, Scope
 from .thresholds import check_choice, check_number
 from .thresholds.base import check_whole_number
 from .thresholds.windows import Window, empty, mean_and_deviation, push
@@ -119,6 +121,7 @@ def skip_nonfinite(
     inner: optax.GradientTransformation,
     *,
     max_consecutive: int | None = None,
+    axis_name: AxisName = None,
     name: str = "skip_nonfinite",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skips a step whose gradient holds nan or infinity: zero updates, a frozen state.
@@ -130,6 +133,8 @@ def skip_nonfinite(
       inner: the whole optimizer, clip included.
       max_consecutive: how many steps in a row may be skipped; the next is taken, nan and all, so
         that the failure shows, as `optax.apply_if_finite` has it. None is any number.
+      axis_name: the mapped axes that the leaves are spread over, as in `clip`: the devices along
+        them skip a step together.
       name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
@@ -161,7 +166,7 @@ def skip_nonfinite(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SkipNonfiniteState]:
         check_state(state, SkipNonfiniteState, "`skip_nonfinite`")
-        norm = global_norm(updates)
+        norm = global_norm(updates, axis_name=axis_name)
         consecutive = jnp.where(jnp.isfinite(norm), 0, state.consecutive + 1)
         skip = consecutive > 0
         if max_consecutive is not None:
@@ -192,6 +197,7 @@ def skip_on_spike(
     sigma: float | Array = 6.0,
     window: int = 128,
     feed: Literal["within_limit", "raw"] = "within_limit",
+    axis_name: AxisName = None,
     name: str = "skip_on_spike",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skips a step whose norm or loss is far beyond those of late.
@@ -210,6 +216,8 @@ def skip_on_spike(
       feed: what the window takes in. With `"within_limit"` these are the steps that were taken and
         had a gradient other than zero, so that a lasting change of level beyond the limit stops the
         training for good; with `"raw"` all that are finite, as OLMo and MaxText have it.
+      axis_name: the mapped axes that the leaves are spread over, as in `clip`: the devices along
+        them skip a step together, by the mean of their losses.
       name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
@@ -250,13 +258,14 @@ def skip_on_spike(
     ) -> tuple[optax.Updates, SkipOnSpikeState]:
         check_state(state, SkipOnSpikeState, "`skip_on_spike`")
         dtype = state.norms.values.dtype
-        norm = global_norm(updates).astype(dtype)
+        norm = global_norm(updates, axis_name=axis_name).astype(dtype)
         norm_limit = limit(state.norms)
         # Written so that nan is beyond every limit.
         finite = jnp.isfinite(norm)
         fits = norm <= norm_limit
         loss = _scalar(extra_args.get("value"), dtype)
         if loss is not None:
+            loss = Scope(axis_name).everywhere(loss, "value")
             finite &= jnp.isfinite(loss)
             fits &= loss <= limit(state.losses)
         fits &= finite
@@ -317,4 +326,4 @@ def _frozen(skip: Array, before: Any, after: Any) -> Any:
 
 
 def _dtype(params: optax.Params) -> jnp.dtype:
-    return jax.eval_shape(global_norm, params).dtype
+    return jax.eval_shape(lambda p: whole()(p, Scope(shapes_only=True))[0], params).dtype

@@ -233,26 +233,78 @@ def test_contract_arrays_on_explicit_axes(case):
         assert x.sharding == jax.typeof(g).sharding
 
 
+SPECS = {
+    "conv": {"kernel": P(None, "data", "model"), "bias": P("model")},
+    "temperature": P(),
+}
+
+
+def mapped(update, state, check_vma: bool = True):
+    """An update within `shard_map`, of a state as every device can return it."""
+    by_shape = {PARAMS["conv"][part].shape: SPECS["conv"][part] for part in SPECS["conv"]}
+    state_specs = jax.tree.map(lambda x: by_shape.get(x.shape, P()), state)
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    return jax.shard_map(
+        update,
+        mesh=mesh,
+        in_specs=(SPECS, state_specs, SPECS),
+        out_specs=(SPECS, state_specs),
+        check_vma=check_vma,
+    )
+
+
 @METHOD
-def test_contract_inside_a_map_over_devices(case):
-    """Under `shard_map` and `pmap`, where each device has a gradient of its own, it type-checks."""
-    tx = case.make()
+def test_contract_leaves_spread_over_a_map(case):
+    """Of shards an update is that of the whole, and the state the same on every device."""
+    tx = case.make(axis_name=SPECS)
+    state = tx.init(PARAMS)
+    if not case.scalar_collectives:  # a decomposition is of whole matrices
+        with pytest.raises(ValueError, match="is spread over the mapped axis 'model'"):
+            jax.eval_shape(mapped(tx.update, state), tree(), state, PARAMS)
+        return
+    jax.eval_shape(mapped(tx.update, state, check_vma=False), tree(), state, PARAMS)
+    update = jax.jit(mapped(tx.update, state))
+    alone = case.make().init(PARAMS)
+    for size in (1e-2, 10.0):
+        out, state = update(tree(size=size), state, PARAMS)
+        expected, alone = step(case)(tree(size=size), alone, PARAMS)
+        close((out, state), (expected, alone), rtol=2e-6)
+    bad = tree()
+    bad["conv"]["bias"] = bad["conv"]["bias"].at[5].set(np.nan)
+    _, state = update(bad, state, PARAMS)
+    assert max(int(m.nonfinite) for m in jaxclip.metrics(state).values()) == 1
+
+
+@METHOD
+def test_contract_says_what_it_was_not_told_of_a_map(case):
+    """Under `shard_map` and `pmap`, where each device has a gradient of its own."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     gradients = jax.tree.map(lambda x: jnp.stack([x] * 8), tree())
 
-    def on_each(gradient):
+    def on_each(gradient, **options):
         gradient = jax.tree.map(lambda x: x[0], gradient)
-        out, state = tx.update(gradient, tx.init(PARAMS), PARAMS)
-        return jax.tree.map(lambda x: x[None], (out, state))
+        tx = case.make(**options)
+        first, final = tx.init(gradient), tx.update(gradient, tx.init(gradient), PARAMS)
+        return jax.tree.map(lambda x: x[None], (*final, first))
 
-    for check in (True, False):
-        mapped = jax.shard_map(
-            on_each, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check
+    def over_devices(check_vma=True, **options):
+        each = functools.partial(on_each, **options)
+        spec = P("data")
+        return jax.eval_shape(
+            jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma),
+            gradients,
         )
-        out, _ = jax.eval_shape(mapped, gradients)
+
+    with pytest.raises(ValueError, match=r"varies over .* Give `axis_name='data'`"):
+        over_devices()
+    for options in ({"axis_name": ()}, {"check_vma": False}, {"check_vma": False, "axis_name": ()}):
+        out, after, first = over_devices(**options)
         chex.assert_trees_all_equal_shapes_and_dtypes(out, gradients)
-    out = jax.eval_shape(jax.pmap(lambda g: tx.update(g, tx.init(PARAMS), PARAMS)[0]), gradients)
-    chex.assert_trees_all_equal_shapes_and_dtypes(out, gradients)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, first)
+    out = jax.eval_shape(
+        jax.pmap(lambda g: on_each(jax.tree.map(lambda x: x[None], g))[0]), gradients
+    )
+    assert jax.tree.leaves(out)[0].shape[0] == 8
 
 
 EXTREMES = (3e19, 1e38, 3e38, np.nan, np.inf, 0.0, 1e-38, 1e-40)

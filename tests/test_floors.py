@@ -34,10 +34,12 @@ FLOORS = {
         "thresholds",
         "shrinks",
         "singular",
+        "scope",
         "arguments",
         "leaves",
         "clip_metrics",
         "norms",
+        "devices",
         "bits",
     ],
 }

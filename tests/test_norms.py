@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxclip
 from jaxclip import measures, norms
+from jaxclip.scope import Scope
 
 NORMS = {"l1": norms.l1, "l2": norms.l2, "linf": norms.linf, "l3": norms.lp(3), "rms": norms.rms}
 
@@ -172,10 +173,10 @@ def _mesh():
 def test_norms_across_devices(check_vma):
     x, replicated = jnp.arange(1.0, 17.0).reshape(4, 4), jnp.array([3.0])
     for name, norm in NORMS.items():
-        measure = measures.whole(norms.across(norm, ("data", "model")))
+        scope = Scope([("data", "model"), ()])
 
-        def on_each(x, r, measure=measure):
-            return measure([x, r] if check_vma else [x])[0]
+        def on_each(x, r, norm=norm, scope=scope):
+            return measures.whole(norm)([x, r], scope)[0]
 
         mapped = jax.shard_map(
             on_each,
@@ -184,15 +185,14 @@ def test_norms_across_devices(check_vma):
             out_specs=P(),
             check_vma=check_vma,
         )
-        parts = [x.ravel(), replicated] if check_vma else [x.ravel()]
-        # What is replicated is counted once, where `shard_map` tracks it.
+        parts = [x.ravel(), replicated]
         np.testing.assert_allclose(
             jax.jit(mapped)(x, replicated), _true(name, np.concatenate(parts)), rtol=1e-6
         )
 
 
 def test_norms_across_devices_at_the_ends_of_the_range_and_under_pmap():
-    tx = jaxclip.clip(measures.whole(norms.across(norms.l2, "data")), 1.0)
+    tx = jaxclip.clip_by_global_norm(1.0, axis_name="data")
     params = jnp.ones(3)
     state = tx.init(params)  # outside of the map
     gradients = jnp.stack([jnp.full(3, size) for size in [1e25] * 4 + [1e-25] * 4])
@@ -210,7 +210,7 @@ def test_norms_do_not_lose_what_is_not_finite_on_a_shard(bad):
     mapped = jax.jit(
         jax.shard_map(
             lambda x: {
-                name: norms.across(norm, "data")([[x]], [()])[0] for name, norm in NORMS.items()
+                name: measures.whole(norm)(x, Scope("data"))[0] for name, norm in NORMS.items()
             },
             mesh=mesh,
             in_specs=P("data"),

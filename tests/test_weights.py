@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jaxclip
-from tests.helpers import same_bits
+from tests.helpers import close, same_bits
 
 
 def test_weights_within_the_limit_keep_their_update_bit_for_bit():
@@ -148,3 +150,22 @@ def test_weights_without_a_number_or_a_limit_get_no_update():
             out, state = tx.update(update, tx.init(params), params)
             np.testing.assert_array_equal(out, [expected])
             assert int(jaxclip.metrics(state)["clip"].nonfinite) == 1
+
+
+def test_weights_fan_in_is_that_of_all_devices():
+    kernel, spec = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8)), jnp.float32), P("data")
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+    def clip(kernel, **options):
+        tx = jaxclip.clip_weights_by_fan_in(0.5, **options)
+        return tx.update(kernel, tx.init(kernel), kernel)
+
+    run = jax.shard_map(
+        functools.partial(clip, axis_name=spec), mesh=mesh, in_specs=spec, out_specs=(spec, P())
+    )
+    close(jax.jit(run)(kernel), clip(kernel))
+    run = jax.shard_map(
+        functools.partial(clip, axis_name="data"), mesh=mesh, in_specs=spec, out_specs=(spec, P())
+    )
+    with pytest.raises(ValueError, match=r"its shape over all devices is wanted.*`PartitionSpec`"):
+        jax.eval_shape(run, kernel)

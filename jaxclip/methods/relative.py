@@ -13,6 +13,7 @@ from .. import measures, norms, thresholds
 from ..arguments import check_params
 from ..core import ClipOptions, NonfiniteOptions, clip
 from ..leaves import Factor, as_arrays, is_measured, is_none, scale
+from ..scope import Scope
 from ..thresholds import Number, check_number
 from .named import named_method
 
@@ -36,7 +37,7 @@ def adaptive_grad_clip(
         convolutional kernels, of rank 3 as of any other; scalars and vectors, also those with
         further axes of length 1 such as a kernel `[1, n]`, are one unit, as for the authors. They
         leave the last layer unclipped: wrap with `optax.masked`.
-      **options: `shrink`, `nonfinite` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
 
     Returns:
       The transformation; its `update` needs `params`.
@@ -57,13 +58,18 @@ def adaptive_grad_clip(
       Brock, De, Smith, Simonyan 2021, arXiv 2102.06171; `optax.adaptive_grad_clip`, which keeps
       two axes of a kernel of rank 3.
     """
-    measure = measures.per_unit(_unit if axes is None else axes)
+    measure = measures.Scoped(_units) if axes is None else measures.per_unit(axes)
     return clip(measure, thresholds.relative(ratio, eps=eps), **options)
 
 
-def _unit(path: Any, x: Array) -> int | tuple[int, ...]:
-    """The last axis; none of what is a vector but for axes of length 1."""
-    return -1 if sum(length != 1 for length in x.shape) > 1 else ()
+def _units(updates: optax.Updates, scope: Scope) -> tuple[measures.Norms, measures.FullRange]:
+    """Keeps the last axis; none of what is a vector but for axes of length 1, on all devices."""
+    shapes = {leaf.path: scope.shape(leaf) for leaf in scope.leaves(updates)}
+
+    def axes(path: Any, x: Array) -> int | tuple[int, ...]:
+        return -1 if sum(length != 1 for length in shapes[path]) > 1 else ()
+
+    return measures.per_slice(axes)(updates, scope)
 
 
 @named_method()
@@ -77,7 +83,7 @@ def clippy(
     Args:
       relative: $\lambda$.
       absolute: $\kappa$. A single weight that is zero holds its whole array back to about it.
-      **options: `nonfinite` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
 
     Returns:
       The transformation, to be chained after the learning rate; its `update` needs `params`. Its
@@ -115,7 +121,7 @@ def clippy(
     )
 
 
-def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.Measure:
+def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.Scoped:
     """Every leaf is a block, and its norm the largest ratio of an entry to its own bound.
 
     A ratio beyond every number counts as the largest one, and is measured again in small units.
@@ -134,20 +140,20 @@ def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.
         beyond = ~movable | jnp.isinf(quotient)
         return jnp.where(jnp.isfinite(size) & beyond, endless, quotient)
 
-    def measure(updates: optax.Updates) -> tuple[measures.Norms, Callable]:
-        ratios, _ = per_leaf(jax.tree.map(ratio, updates, params, is_leaf=is_none))
-        _, rescale = per_leaf(updates)
+    def measure(updates: optax.Updates, scope: Scope) -> tuple[measures.Norms, measures.FullRange]:
+        ratios, _ = per_leaf(jax.tree.map(ratio, updates, params, is_leaf=is_none), scope)
+        _, rescale = per_leaf(updates, scope)
 
         def rescale_all(factors: measures.Factors) -> optax.Updates:
             in_units = functools.partial(ratio, unit=_smallest)
-            far, _ = per_leaf(jax.tree.map(in_units, updates, params, is_leaf=is_none))
+            far, _ = per_leaf(jax.tree.map(in_units, updates, params, is_leaf=is_none), scope)
             return jax.tree.map(
                 _unless_endless, ratios, far, updates, rescale(factors), is_leaf=is_none
             )
 
         return ratios, measures.FullRange(rescale_all)
 
-    return measure
+    return measures.Scoped(measure)
 
 
 def _smallest(dtype: jnp.dtype) -> Any:

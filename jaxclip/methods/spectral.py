@@ -18,6 +18,7 @@ from ..core import ClipOptions, ClipState, Nonfinite, clip, next_state, state_me
 from ..leaves import measurable, replace_measured
 from ..measures import singular_values
 from ..norms import rms
+from ..scope import AxisName, Scope
 from ..shrinks import Shrink
 from ..singular import everywhere, in_parts, like, matrix, matrix_shape, with_whole_columns
 from ..thresholds import LimitLike, check_choice
@@ -66,7 +67,7 @@ def clip_singular_values(
         all on each of them, `"newton_schulz"` nothing if it is spread over its longer axis (of a
         square matrix, the first), nor on explicit axes over one axis; otherwise it gathers the
         shorter axis once under `jax.set_mesh`, and without a mesh in context at every product.
-      **options: `shrink`, `nonfinite` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
 
     Returns:
       The transformation. Its metrics are of the singular values.
@@ -95,6 +96,7 @@ def _by_products(
     limit: PyTree[LimitLike | None],
     shrink: Shrink = shrinks.hard,
     nonfinite: Nonfinite = "propagate",
+    axis_name: AxisName = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
     if shrink not in _MATRIX_SHRINKS:
@@ -107,13 +109,14 @@ def _by_products(
             "`limit` is a threshold, which wants to see singular values, and `newton_schulz` knows "
             'none. Give a number, an array or a schedule, or the method "svd".'
         )
-    thresholds = limit_tree(limit)
+    thresholds, scope = limit_tree(limit), Scope(axis_name)
     bad = 0 if nonfinite == "zero" else jnp.nan
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays, structure = jax.tree.flatten(measurable(updates))
+        structure = jax.tree.structure(measurable(updates))
+        arrays = [scope.undivided(leaf) for leaf in scope.leaves(updates)]
         before = state_metrics(state, name)
         limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
         clipped, beyond, numbers = [], [], []
@@ -133,8 +136,10 @@ def _by_products(
             state, name, state.thresholds, [*sizes, seen_limit], share
         )
 
-    init = clip(singular_values(), limit, shrink, nonfinite=nonfinite, name=name).init
-    return optax.GradientTransformationExtraArgs(init, update)
+    by_svd = clip(
+        singular_values(), limit, shrink, nonfinite=nonfinite, axis_name=axis_name, name=name
+    )
+    return optax.GradientTransformationExtraArgs(by_svd.init, update)
 
 
 def _clipped_array(

@@ -11,9 +11,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..bits import exponent, magnitude, no_larger, times_power_of_two
 from ..clip_metrics import share
 from ..core import ClipState, Nonfinite, clip, next_state, state_metrics
+from ..devices import across, devices
 from ..leaves import measurable, replace_measured
 from ..measures import per_entry
 from ..norms import l2, rms, working_dtype
+from ..scope import AxisName, Scope
 from ..thresholds import LimitLike
 from ..thresholds.tree import is_threshold, limit_tree
 from .named import named_method
@@ -21,7 +23,11 @@ from .named import named_method
 
 @named_method()
 def clip_by_value(
-    limit: PyTree[LimitLike | None], *, nonfinite: Nonfinite = "propagate", name: str = "clip"
+    limit: PyTree[LimitLike | None],
+    *,
+    nonfinite: Nonfinite = "propagate",
+    axis_name: AxisName = None,
+    name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every entry to the interval from minus to plus the limit.
 
@@ -32,6 +38,7 @@ def clip_by_value(
     Args:
       limit: $\tau$; a tree of limits may tell the arrays apart, None meaning unlimited.
       nonfinite: as in `clip`; a block is one entry.
+      axis_name: as in `clip`; nothing but the metrics crosses devices.
       name: as in `clip`.
 
     Returns:
@@ -47,10 +54,10 @@ def clip_by_value(
     Source:
       `optax.clip`, `torch.nn.utils.clip_grad_value_`.
     """
-    by_factor = clip(per_entry(), limit, nonfinite=nonfinite, name=name)
+    by_factor = clip(per_entry(), limit, nonfinite=nonfinite, axis_name=axis_name, name=name)
     if any(map(is_threshold, jax.tree.leaves(limit, is_leaf=is_threshold))):
         return by_factor  # a threshold may want to see, and to learn from, every entry
-    thresholds = limit_tree(limit)
+    thresholds, scope = limit_tree(limit), Scope(axis_name)
 
     # The same outcome and state, without an array of norms and one of factors.
     def update(
@@ -62,10 +69,12 @@ def clip_by_value(
         limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
         decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]
         clamped, shrunk = zip(*decided, strict=True) if decided else ((), ())
-        sizes = rms([arrays, clamped], [(), ()])
-        limit = mean_limit(limits, [x.size for x in arrays], dtype)
+        apart = [scope.spread(leaf, alone=True).apart for leaf in scope.leaves(updates)]
+        sizes = rms([arrays, clamped], [(), ()], across([apart, apart]))
+        entries = [x.size * devices(names) for x, names in zip(arrays, apart, strict=True)]
+        limit = mean_limit(limits, entries, dtype)
         return replace_measured(updates, structure.unflatten(clamped)), next_state(
-            state, name, state.thresholds, [*sizes, limit], share(shrunk)
+            state, name, state.thresholds, [*sizes, limit], share(shrunk, apart)
         )
 
     return optax.GradientTransformationExtraArgs(by_factor.init, update)

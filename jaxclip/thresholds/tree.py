@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..arguments import check_leaves
 from ..bits import not_negative
+from ..devices import spread_out, varying
 from ..leaves import is_none
 from .base import LimitLike, Now, Threshold, as_threshold
 
@@ -45,9 +46,13 @@ class LimitTree:
 
         def first_state(one: Threshold, fields: Any, blocks: PyTree) -> Any:
             arrays, structure = jax.tree.flatten(blocks)
+            zeros = [jnp.zeros_like(x, dtype) for x in arrays]
             states = [
-                fields.flatten_up_to(_over_blocks(one.init, x.ndim)(jnp.zeros_like(x, dtype)))
-                for x in arrays
+                [
+                    spread_out(field, sorted(varying(zero)))  # as it will be when it has learned
+                    for field in fields.flatten_up_to(_over_blocks(one.init, zero.ndim)(zero))
+                ]
+                for zero in zeros
             ]
             columns = [[state[k] for state in states] for k in range(fields.num_leaves)]
             return fields.unflatten([structure.unflatten(column) for column in columns])

@@ -1,0 +1,92 @@
+"""Devices within `shard_map` or `pmap`: which hold what, and one collective for many numbers."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+Names = tuple[str, ...]
+
+
+class Across(NamedTuple):
+    """The mapped axes of `shard_map` or `pmap` that one block is measured across.
+
+    Attributes:
+      axes: their names; the block is that of all devices along them.
+      copies: for each array of the block, how many of these devices hold the same entries of it.
+    """
+
+    axes: Names = ()
+    copies: tuple[int, ...] = ()
+
+
+def across(spread: Sequence[Sequence[Names]], apart: Sequence[Names] = ()) -> list[Across]:
+    """What each block is measured across, all of them by one collective where that can be.
+
+    A block that is spread over some axes is summed over all axes that any block is spread over,
+    where its arrays count once: two kinds of sharding in a tree cost no second collective, and all
+    devices come to the same number, whatever they hold.
+
+    Args:
+      spread: of each array of each block, the axes along which its entries are.
+      apart: of each block, the axes along which every device has blocks of its own.
+    """
+    apart = apart or [()] * len(spread)
+    every = union(names for block in spread for names in block)
+
+    def of_block(block: Sequence[Names], own: Names) -> Across:
+        axes = tuple(name for name in every if name not in own) if any(block) else ()
+        return Across(axes, tuple(devices(set(axes) - set(names)) for names in block))
+
+    return [of_block(block, own) for block, own in zip(spread, apart, strict=True)]
+
+
+def union(names: Iterable[Names]) -> Names:
+    """All of the names, in order."""
+    return tuple(sorted({name for some in names for name in some}))
+
+
+def devices(names: Iterable[str]) -> int:
+    """The number of devices along some mapped axes."""
+    return math.prod(lax.axis_size(name) for name in sorted(names))
+
+
+def over_devices(collective: Callable, axes: Names, arrays: Sequence[Array]) -> list[Array]:
+    """Reduces arrays over mapped axes: one collective for all that have one dtype."""
+    if not axes:
+        return list(arrays)
+    by_dtype: dict[jnp.dtype, list[int]] = {}
+    for k, x in enumerate(arrays):
+        by_dtype.setdefault(jnp.dtype(x.dtype), []).append(k)
+    found = {}
+    for members in by_dtype.values():
+        parts = [arrays[k] for k in members]
+        if len(parts) == 1:
+            found[members[0]] = collective(spread_out(parts[0], axes), axes)
+            continue
+        flat = jnp.concatenate([spread_out(x.ravel(), axes) for x in parts])
+        ends = list(itertools.accumulate(x.size for x in parts))
+        pieces = jnp.split(collective(flat, axes), ends[:-1])
+        found |= {k: p.reshape(arrays[k].shape) for k, p in zip(members, pieces, strict=True)}
+    return [found[k] for k in range(len(arrays))]
+
+
+def spread_out(x: Array, axes: Iterable[str]) -> Array:
+    """The array, typed as one that may vary over the axes, where `shard_map` tracks that."""
+    missing = tuple(name for name in axes if is_tracked(name) and name not in varying(x))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def is_tracked(name: str) -> bool:
+    """Whether types say what varies over a mapped axis."""
+    return name in varying(lax.axis_index(name))
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The mapped axes over which an array is known to vary."""
+    return jax.typeof(x).manual_axis_type.varying

@@ -1,0 +1,235 @@
+"""What a clip is told about the leaves of a tree: the devices that each of them is spread over."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, PyTree
+
+from .devices import Across, Names, across, devices, is_tracked, union, varying
+from .leaves import Path, is_measured, leaves_with_path
+
+AxisName = PyTree[str | tuple[str, ...] | PartitionSpec | None]
+
+
+class Spread(NamedTuple):
+    """The mapped axes that an array is spread over.
+
+    Attributes:
+      blocks: those that its blocks are spread over, so that a norm is of several devices.
+      apart: those along which every device has blocks of its own.
+    """
+
+    blocks: Names
+    apart: Names
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+    """A leaf that is measured.
+
+    Attributes:
+      index: its number among all leaves.
+      path: where it is.
+      array: what it holds.
+      axis_name: what is said of the mapped axes that it is spread over.
+    """
+
+    index: int
+    path: Path
+    array: Array
+    axis_name: str | Names | PartitionSpec | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scope:
+    """What a clip is told about the leaves.
+
+    Attributes:
+      axis_name: the mapped axes that leaves are spread over, a tree that is a prefix of theirs.
+      shapes_only: whether nothing but shapes is wanted, as by `init`, which may run outside of the
+        map that has these axes.
+    """
+
+    axis_name: AxisName = None
+    shapes_only: bool = False
+
+    def leaves(self, updates: optax.Updates) -> list[Leaf]:
+        """The leaves that have a norm, in order."""
+        entries, _ = leaves_with_path(updates)
+        said = spread_prefix(self.axis_name, updates, "`axis_name` has", is_axis_name)
+        return [
+            Leaf(k, path, jnp.asarray(x), names)
+            for k, ((path, x), names) in enumerate(zip(entries, said, strict=True))
+            if is_measured(x)
+        ]
+
+    def spread(self, leaf: Leaf, kept: Sequence[int] = (), *, alone: bool = False) -> Spread:
+        """The mapped axes that a leaf is spread over.
+
+        Args:
+          leaf: the leaf.
+          kept: the axes of the array that its blocks keep.
+          alone: whether a block is never spread over devices, as no entry is.
+
+        Raises:
+          ValueError: it varies over a mapped axis and nothing is said about it; or an axis is named
+            and nothing says which axis of the array is spread over it, one that is kept or not.
+        """
+        named = leaf.axis_name
+        if named is None:
+            self._refuse_silence(leaf)
+            return Spread((), ())
+        if isinstance(named, PartitionSpec):
+            blocks, apart = _by_dimension(named, kept, leaf)
+        else:
+            blocks, apart = ((named,) if isinstance(named, str) else named), ()
+        blocks, apart = self._present(blocks, leaf.array), self._present(apart, leaf.array)
+        if alone:
+            return Spread((), union([blocks, apart]))
+        if blocks and not isinstance(named, PartitionSpec) and kept:
+            if len(kept) == leaf.array.ndim:
+                return Spread((), blocks)
+            self._refuse_name(leaf, blocks, f"every index along {tuple(kept)} is a block")
+        return Spread(blocks, apart)
+
+    def shape(self, leaf: Leaf) -> tuple[int, ...]:
+        """The shape that a leaf has over all devices.
+
+        Raises:
+          ValueError: it is spread over a mapped axis, and nothing says along which of its own.
+        """
+        if isinstance(leaf.axis_name, PartitionSpec):
+            names = [self._present(_names(entry), leaf.array) for entry in leaf.axis_name]
+            names += [()] * (leaf.array.ndim - len(names))
+            return tuple(
+                length * devices(over) for length, over in zip(leaf.array.shape, names, strict=True)
+            )
+        over = self._present(_names(leaf.axis_name), leaf.array)
+        if over and leaf.array.ndim > 1:
+            self._refuse_name(leaf, over, "its shape over all devices is wanted")
+        return tuple(length * devices(over) for length in leaf.array.shape)
+
+    def undivided(self, leaf: Leaf) -> Array:
+        """The array of a leaf that is to be on one device as a whole.
+
+        Raises:
+          ValueError: it is spread over a mapped axis.
+        """
+        over = union(self.spread(leaf))
+        if over:
+            raise ValueError(
+                f"{_the(leaf)} is spread over the mapped axis {over[0]!r}, and singular values are "
+                "those of a whole matrix. Gather it first, as by `jax.lax.all_gather`, or give "
+                "`axis_name=()` if every device has a matrix of its own."
+            )
+        return leaf.array
+
+    def everywhere(self, x: Array, name: str) -> Array:
+        """The mean over all named axes of a number that every device may have one of its own.
+
+        Args:
+          x: the number.
+          name: how an error message calls it.
+        """
+        leaves = jax.tree.leaves(self.axis_name, is_leaf=is_axis_name)
+        if all(names is None for names in leaves):
+            self._refuse_silence(Leaf(0, (), x, None), f"`{name}`")
+            return x
+        axes = self._present(union(map(_names, leaves)), x)
+        return lax.psum(x / devices(axes), axes) if axes else x
+
+    def _present(self, names: Names, x: Array) -> Names:
+        """Those of the names over which `x` varies, or may vary, where nothing tracks it."""
+        if self.shapes_only:
+            names = tuple(name for name in names if _is_mapped(name))
+        return union([tuple(n for n in names if not is_tracked(n) or n in varying(x))])
+
+    def _refuse_name(self, leaf: Leaf, over: Names, because: str) -> None:
+        raise ValueError(
+            f"{_the(leaf)}, of shape {leaf.array.shape}, is spread over the mapped axis "
+            f"{over[0]!r}, and {because}, but nothing says which axis of the array is spread. Give "
+            "`axis_name` the `PartitionSpec` of the leaf, as `shard_map` has it in `in_specs`."
+        )
+
+    def _refuse_silence(self, leaf: Leaf, what: str = "") -> None:
+        over = sorted(varying(leaf.array))
+        if over and not self.shapes_only:
+            raise ValueError(
+                f"{what or _the(leaf)} varies over the mapped axis {over[0]!r}, and nothing says "
+                f"whether all devices are to be measured together. Give `axis_name={over[0]!r}` if "
+                "they are, and `axis_name=()` if each is on its own."
+            )
+
+
+NOTHING_SAID = Scope()
+
+
+def over_blocks(spread: Sequence[Sequence[Spread]]) -> list[Across]:
+    """What the norms of blocks are measured across, given the arrays of each block."""
+    apart = [union(one.apart for one in block) for block in spread]
+    return across([[one.blocks for one in block] for block in spread], apart)
+
+
+def is_axis_name(x: Any) -> bool:
+    """Whether `x` says which mapped axes a leaf is spread over, and is no tree of such."""
+    names = type(x) is tuple and all(isinstance(name, str) for name in x)
+    return x is None or isinstance(x, str | PartitionSpec) or names
+
+
+def spread_prefix(prefix: PyTree, tree: PyTree, whose: str, is_leaf: Any = None) -> list:
+    """The leaf of the prefix that stands above each leaf of the tree.
+
+    Args:
+      prefix: the prefix.
+      tree: the tree.
+      whose: how an error message begins that goes on with "the structure".
+      is_leaf: what is a leaf of the prefix.
+    """
+    if not jax.tree.leaves(tree):
+        return []
+    try:
+        spread = jax.tree.broadcast(prefix, tree, is_leaf=is_leaf)
+    except ValueError as error:
+        raise ValueError(
+            f"{whose} the structure {jax.tree.structure(prefix, is_leaf=is_leaf)}, which is no "
+            f"prefix of that of the updates, {jax.tree.structure(tree)}. Give one for all leaves, "
+            "or a tree with one for every leaf or subtree."
+        ) from error
+    return jax.tree.structure(tree).flatten_up_to(spread)
+
+
+def _names(named: str | Names | PartitionSpec | None) -> Names:
+    """All names in what is said of one leaf."""
+    if isinstance(named, PartitionSpec):
+        return union(map(_names, named))
+    return () if named is None else (named,) if isinstance(named, str) else tuple(named)
+
+
+def _by_dimension(spec: PartitionSpec, kept: Sequence[int], leaf: Leaf) -> tuple[Names, Names]:
+    """The names of axes that are not kept, and of those that are."""
+    if len(spec) > leaf.array.ndim:
+        raise ValueError(
+            f"{_the(leaf)} has shape {leaf.array.shape}, and `axis_name` gives it {spec}, which is "
+            "of more axes. Give the `PartitionSpec` of the leaf."
+        )
+    by_axis = list(enumerate(map(_names, spec)))
+    blocks = union(names for axis, names in by_axis if axis not in kept)
+    return blocks, union(names for axis, names in by_axis if axis in kept)
+
+
+def _is_mapped(name: str) -> bool:
+    try:
+        lax.axis_size(name)
+    except NameError:
+        return False
+    return True
+
+
+def _the(leaf: Leaf) -> str:
+    return f"The leaf {jax.tree_util.keystr(leaf.path) or 'itself'}"

@@ -1,0 +1,239 @@
+"""What a clip is told about the leaves: mapped axes, by name, by `PartitionSpec`, by tree."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxclip
+from tests.helpers import close, same_bits
+
+KERNEL = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8)), jnp.float32)
+
+
+def mesh(**axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def over(f, *specs, out, check_vma=True, **axes):
+    axes = axes or {"data": 2, "model": 4}
+    return jax.jit(
+        jax.shard_map(f, mesh=mesh(**axes), in_specs=specs, out_specs=out, check_vma=check_vma)
+    )
+
+
+def clip(tx, gradient):
+    return tx.update(gradient, tx.init(gradient), gradient)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    "axis_name", [("data", "model"), P("data", "model"), [P("data", "model")], [("model", "data")]]
+)
+def test_scope_takes_names_specs_and_trees_of_both(axis_name, check_vma):
+    tx = jaxclip.clip_by_global_norm(0.5, axis_name=axis_name)
+    spec = [P("data", "model")]
+    out, state = over(functools.partial(clip, tx), spec, out=(spec, P()), check_vma=check_vma)(
+        [KERNEL]
+    )
+    close((out, state), clip(jaxclip.clip_by_global_norm(0.5), [KERNEL]))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_scope_tells_the_leaves_of_a_tuple_apart(check_vma):
+    """A tuple of names is for all leaves, one that has tuples in it is a tree."""
+    tx = jaxclip.clip_by_leaf_norm(0.5, axis_name=(("data", "model"), ("model",), ()))
+    tree, specs = (KERNEL, KERNEL[0], jnp.float32(3)), (P("data", "model"), P("model"), P())
+    run = over(functools.partial(clip, tx), specs, out=(specs, P()), check_vma=check_vma)
+    close(run(tree), clip(jaxclip.clip_by_leaf_norm(0.5), tree))
+
+
+def test_scope_knows_which_axis_of_an_array_is_spread():
+    """Units of a kernel that is cut along its inputs are summed; along its outputs they are not."""
+    kernel = jnp.tile(KERNEL, (2, 1))
+    cases = [
+        (jaxclip.clip_by_unit_norm, P("model")),
+        (jaxclip.clip_by_unit_norm, P("data", "model")),
+        (jaxclip.adaptive_grad_clip, P(None, "model")),
+        (jaxclip.adaptive_grad_clip, P(("model", "data"))),  # a row a device, which is no vector
+    ]
+    for make, spec in cases:
+        run = over(functools.partial(clip, make(0.5, axis_name=spec)), spec, out=(spec, P()))
+        close(run(kernel), clip(make(0.5), kernel))
+    for make in (jaxclip.clip_by_unit_norm, jaxclip.adaptive_grad_clip):
+        tx = make(0.5, axis_name="data")
+        with pytest.raises(ValueError, match=r"which axis of the array.*`PartitionSpec`"):
+            over(functools.partial(clip, tx), P("data"), out=P("data"))(KERNEL)
+
+
+def test_scope_refuses_specs_and_trees_that_do_not_fit():
+    def run(**options):
+        return clip(jaxclip.clip_by_global_norm(0.5, **options), {"w": KERNEL, "b": KERNEL[0]})
+
+    with pytest.raises(ValueError, match=r"\['b'\] has shape \(8,\).* of more axes"):
+        run(axis_name=P(None, "model"))
+    with pytest.raises(ValueError, match=r"`axis_name` has the structure.* no prefix"):
+        run(axis_name={"w": "data"})
+    with pytest.raises(NameError, match="data"):
+        run(axis_name="data")
+    with pytest.raises(TypeError, match="a function of your own"):
+        jaxclip.clip(lambda g: (g, lambda f: f), 1.0, axis_name="data")
+
+
+def test_scope_of_what_is_replicated_counts_it_once_where_it_is_tracked():
+    """A name for all leaves is enough under `shard_map`, which tracks what varies."""
+    tx = jaxclip.clip_by_global_norm(0.5, axis_name=("data", "model"))
+    tree, specs = [KERNEL, KERNEL[0], KERNEL[:, 0]], [P("data", "model"), P("model"), P()]
+    out = over(functools.partial(clip, tx), specs, out=(specs, P()))(tree)
+    close(out, clip(jaxclip.clip_by_global_norm(0.5), tree))
+
+
+def test_scope_one_collective_of_scalars_for_all_kinds_of_sharding():
+    """Beside the branch that only extreme gradients take; of a vector for the norms of leaves."""
+    tree = [KERNEL, KERNEL[0], KERNEL[:, 0], KERNEL[1]]
+    specs = [P("data", "model"), P("model"), P(), P("data")]
+    cases = {jaxclip.clip_by_global_norm: "f32[]", jaxclip.clip_by_leaf_norm: "f32[3]"}
+    for make, shape in cases.items():
+        tx = make(0.5, axis_name=specs)
+        run = over(functools.partial(clip, tx), specs, out=(specs, P()))
+        text = run.lower(tree).compile().as_text()
+        always = text[text.index("ENTRY") :]
+        [reduce] = [line for line in always.splitlines() if " all-reduce(" in line]
+        assert reduce.split(" = ")[1].startswith(f"{shape}"), reduce
+        for other in ("all-gather", "all-to-all", "collective-permute"):
+            assert other not in text
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("bad", [np.nan, 1e30])
+def test_scope_devices_do_not_wait_for_each_other_in_the_branch(bad, check_vma):
+    """One device alone has what is extreme, in units of its own beside a leaf that is summed."""
+    specs = {"kernel": P(None, "model"), "bias": P("model")}
+    tree = {"kernel": KERNEL.at[2, 3].set(bad), "bias": KERNEL[0]}
+    for make in (jaxclip.clip_by_unit_norm, jaxclip.clip_by_leaf_norm):
+        options = {"axes": None} if make is jaxclip.clip_by_unit_norm else {}
+        run = over(
+            functools.partial(clip, make(0.5, axis_name=specs, **options)),
+            specs,
+            out=(specs, P()),
+            check_vma=check_vma,
+        )
+        close(run(tree), clip(make(0.5, **options), tree))
+
+
+def test_scope_under_vmap_with_an_axis_name():
+    tx = jaxclip.clip_by_global_norm(0.5, axis_name="i")
+    state = tx.init(KERNEL[0])
+    for size in (1.0, 1e30):
+        out, states = jax.jit(
+            jax.vmap(lambda g: tx.update(g, state), axis_name="i"), out_shardings=None
+        )(KERNEL * size)
+        whole = clip(jaxclip.clip_by_global_norm(0.5), KERNEL * size)
+        close(out, whole[0])
+        close(jax.tree.map(lambda x: x[0], states), whole[1])
+
+
+def test_scope_types_of_a_state_are_final_from_init_within_a_map():
+    """So that a scan over steps may carry it."""
+    for make in (jaxclip.spam_clip, jaxclip.clip_by_norm_ratio, jaxclip.zclip):
+        kwargs = {"ratio": 0.5} if make is jaxclip.clip_by_norm_ratio else {}
+        tx = make(axis_name=P("data", "model"), **kwargs)
+
+        def steps(gradient, tx=tx):
+            def one(state, _):
+                out, state = tx.update(gradient, state)
+                return state, out
+
+            return jax.lax.scan(one, tx.init(gradient), length=3)[1]
+
+        run = over(steps, P("data", "model"), out=P(None, "data", "model"))
+        assert run(KERNEL).shape == (3, 4, 8)
+
+
+@pytest.mark.parametrize("way", ["tracked", "untracked", "pmap"])
+def test_scope_devices_skip_a_step_together(way):
+    rule = optax.sgd(1.0, momentum=0.9)
+    gradients = jnp.ones((8, 4)).at[3, 1].set(jnp.nan)
+    losses = jnp.ones(8)
+    for make in (jaxclip.skip_nonfinite, jaxclip.skip_on_spike):
+        tx = make(rule, axis_name="data")
+
+        def one(gradient, loss, tx=tx):
+            out, state = tx.update(gradient, tx.init(gradient), value=loss[0])
+            return out, state.metrics
+
+        if way == "pmap":
+            run = jax.pmap(one, axis_name="data")
+            loss = losses[:, None]
+        else:
+            spec = P("data")
+            run = over(one, spec, spec, out=(spec, P()), check_vma=way == "tracked", data=8)
+            loss = losses
+        out, metrics = run(gradients, loss)
+        np.testing.assert_array_equal(out, np.zeros_like(gradients))
+        assert np.all(np.asarray(metrics[make.__name__].nonfinite) == 1)
+        out, metrics = run(jnp.ones((8, 4)), loss)
+        np.testing.assert_array_equal(out, -np.ones_like(gradients))
+        np.testing.assert_allclose(metrics[make.__name__].norm, np.sqrt(32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_scope_devices_agree_on_a_loss(check_vma):
+    tx = jaxclip.skip_on_spike(optax.sgd(1.0), axis_name="data")
+    state = tx.init(jnp.ones(8))
+
+    def one(gradient, loss):
+        return tx.update(gradient, state, value=loss[0])
+
+    run = over(one, P("data"), P("data"), out=(P("data"), P()), check_vma=check_vma, data=8)
+    losses = jnp.arange(8.0)
+    out, after = run(jnp.ones(8), losses)
+    np.testing.assert_array_equal(after.losses.values[0], np.mean(losses))
+    out, after = run(jnp.ones(8), losses.at[2].set(jnp.nan))
+    np.testing.assert_array_equal(out, np.zeros(8))
+    assert same_bits(after.losses, state.losses)
+
+
+def test_scope_asks_what_a_loss_that_varies_means():
+    tx = jaxclip.skip_on_spike(optax.sgd(1.0))
+    gradient = jnp.ones(4)  # the same on all devices, as after `psum`
+
+    def one(loss):
+        return tx.update(gradient, tx.init(gradient), value=loss[0])[0]
+
+    with pytest.raises(ValueError, match="`value` varies over the mapped axis 'data'"):
+        over(one, P("data"), out=P(), data=8)(jnp.ones(8))
+
+
+@pytest.mark.parametrize("wrapper", [jaxclip.skip_nonfinite, jaxclip.skip_on_spike])
+def test_scope_wrappers_say_what_they_were_not_told(wrapper):
+    def one(gradient, **options):
+        tx = wrapper(optax.sgd(1.0), **options)
+        return tx.update(gradient, tx.init(gradient))[0]
+
+    with pytest.raises(ValueError, match="`axis_name='data'`"):
+        over(one, P("data"), out=P("data"), data=8)(jnp.ones(8))
+    local = functools.partial(one, axis_name=())
+    out = over(local, P("data"), out=P("data"), data=8)(jnp.ones(8).at[3].set(jnp.nan))
+    np.testing.assert_array_equal(out, -np.ones(8) * (np.arange(8) != 3))
+
+
+def test_scope_global_norm_of_shards():
+    def norm(x, **options):
+        return jaxclip.global_norm(x, **options)
+
+    run = over(functools.partial(norm, axis_name=("data", "model")), P("data", "model"), out=P())
+    np.testing.assert_allclose(run(KERNEL), np.linalg.norm(KERNEL), rtol=1e-6)
+    with pytest.raises(ValueError, match="axis_name"):
+        over(norm, P("data", "model"), out=P())(KERNEL)
+
+
+def test_scope_does_not_change_an_update_outside_of_a_map():
+    tree = {"w": KERNEL, "b": KERNEL[0]}
+    local = clip(jaxclip.clip_by_global_norm(0.5, axis_name=()), tree)
+    assert same_bits(local, clip(jaxclip.clip_by_global_norm(0.5), tree))
