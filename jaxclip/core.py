@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import measures, shrinks
-from .arguments import check_params, check_state
+from .arguments import check_leaves, check_params, check_state
 from .bits import not_negative
 from .clip_metrics import ClipMetrics, initial, observe, pool, share
 from .devices import Names
@@ -130,7 +130,7 @@ def clip(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        before = state_metrics(state, name)
+        before = check_update(updates, state, params, name)
         wide = partial(jax.tree.map, lambda norm: norm.astype(before.norm.dtype))
         norms, rescale = measure(updates)
         norms = wide(norms)
@@ -235,9 +235,18 @@ def _observation(
     return pool(norms, clipped_norms, limits, apart=apart), share(shrunk, apart)
 
 
-def state_metrics(state: Any, name: str) -> ClipMetrics:
-    """The metrics in the state of a clip; an error if it is not a state of that clip."""
+def check_update(
+    updates: optax.Updates, state: Any, params: optax.Params | None, name: str
+) -> ClipMetrics:
+    """Checks what an `update` is given, and returns the metrics in the state.
+
+    Raises:
+      TypeError: the state is not that of the clip.
+      ValueError: there are parameters, and they have other leaves than the updates.
+    """
     check_state(state, ClipState, f"the clip {name!r}")
+    if params is not None:
+        check_leaves(updates, params, "the parameters have")
     if name not in state.metrics:
         raise TypeError(
             f"The state is that of the clip {next(iter(state.metrics))!r}, and this is {name!r}: "

@@ -18,7 +18,7 @@ from .methods.value import clip_by_value
 from .norms import count, working_dtype
 from .scope import Scope
 from .shrinks import Nonfinite
-from .thresholds import LimitLike
+from .thresholds import LimitLike, as_threshold
 
 FanIn = Callable[[leaves.Path, Array], int | None]
 # The names of Flax and Haiku.
@@ -100,7 +100,8 @@ def clip_weights_by_fan_in(
     Source:
       Elsayed et al. 2024, arXiv 2407.01704, where $\kappa$ is `zeta`.
     """
-    return _projection(functools.partial(clip, _by_fan_in(fan_in), scale), **options)
+    limit = as_threshold(scale, name="scale")
+    return _projection(functools.partial(clip, _by_fan_in(fan_in), limit), **options)
 
 
 def _projection(

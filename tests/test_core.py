@@ -337,21 +337,25 @@ def test_core_errors_say_what_to_do():
         jaxclip.autoclip(0.1)
     with pytest.raises(ValueError, match="`initial` is 0"):
         jaxclip.clip_by_quantile(initial=0)
-    needs_every_leaf = (
-        jaxclip.clip_by_norm_ratio(1.5),
-        jaxclip.adagc(),
-        jaxclip.limit_norm_growth(),
-        jaxclip.u_clip(1.0),
-        jaxclip.adaptive_grad_clip(),
-        jaxclip.clippy(),
-        jaxclip.clip_weights(1.0),
-        jaxclip.clip_weights_by_fan_in(1.0),
-    )
-    for tx in needs_every_leaf:
-        with pytest.raises(ValueError, match=r"lack \['b'\]"):
-            tx.update({"a": gradient["a"]}, tx.init(gradient), gradient)
-        with pytest.raises(ValueError, match=r"have \['c'\]"):
-            tx.update({**gradient, "c": jnp.ones(2)}, tx.init(gradient), gradient)
+    with pytest.raises(ValueError, match=r"Did you mean 0\.9"):
+        jaxclip.clip_by_quantile(np.float32(90))
+    with pytest.raises(ValueError, match="`rate` is inf"):
+        jaxclip.clip_by_quantile(rate=np.inf)
+
+
+@pytest.mark.parametrize("case", METHODS, ids=lambda case: case.name)
+def test_core_errors_name_the_leaf_and_the_argument(case):
+    gradient = {"a": jnp.ones((2, 2)), "b": jnp.ones(3)}
+    tx = case.make()
+    state = tx.init(gradient)
+    with pytest.raises(ValueError, match=r"lack \['b'\]"):
+        tx.update({"a": gradient["a"]}, state, gradient)
+    with pytest.raises(ValueError, match=r"have \['c'\]"):
+        tx.update({**gradient, "c": jnp.ones(2)}, state, gradient)
+    for name, value in case.args.items():
+        if isinstance(value, float):
+            with pytest.raises(ValueError, match=f"`{name}` is -1"):
+                case.make(**{name: -1.0})
 
 
 def test_core_derivatives_at_small_norms_and_of_singular_values():

@@ -10,7 +10,7 @@ from .. import measures, shrinks, thresholds
 from ..core import ClipOptions, NonfiniteOptions, clip, global_norm
 from ..thresholds import Feed, LimitLike, Now, Number, Threshold, as_threshold, check_choice
 from ..thresholds.averages import second_moment
-from ..thresholds.base import check_warmup
+from ..thresholds.base import check_number, check_warmup
 from .named import named_method
 
 
@@ -274,6 +274,5 @@ def drop_spikes(
     Source:
       The rule `k` times the moving average of `skip_and_clip_by_global_norm` of axlearn.
     """
-    return clip(
-        measures.whole(), thresholds.ema(factor, decay=decay, feed=feed), shrinks.drop, **options
-    )
+    limit = thresholds.ema(check_number("factor", factor), decay=decay, feed=feed)
+    return clip(measures.whole(), limit, shrinks.drop, **options)

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from .. import measures, norms, shrinks
 from ..core import ClipOptions, NonfiniteOptions, clip
-from ..thresholds import LimitLike, check_number
+from ..thresholds import LimitLike, as_threshold, check_number
 from .named import named_method
 
 
@@ -201,7 +201,7 @@ def normalize_by_global_norm(
     Source:
       `optax.normalize_by_update_norm`; Hazan, Levy, Shalev-Shwartz 2015, arXiv 1507.02030.
     """
-    return clip(measures.whole(), norm, shrinks.normalize, **options)
+    return clip(measures.whole(), as_threshold(norm, name="norm"), shrinks.normalize, **options)
 
 
 @named_method()

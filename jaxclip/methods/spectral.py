@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .. import shrinks
 from ..bits import largest_exponent, times_power_of_two
-from ..core import ClipOptions, ClipState, Nonfinite, clip, next_state, state_metrics
+from ..core import ClipOptions, ClipState, Nonfinite, check_update, clip, next_state
 from ..leaves import measurable, replace_measured
 from ..measures import singular_values
 from ..norms import rms
@@ -117,7 +117,7 @@ def _by_products(
     ) -> tuple[optax.Updates, ClipState]:
         structure = jax.tree.structure(measurable(updates))
         arrays = [scope.undivided(leaf) for leaf in scope.leaves(updates)]
-        before = state_metrics(state, name)
+        before = check_update(updates, state, params, name)
         limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
         clipped, beyond, numbers = [], [], []
         for x, limit in zip(arrays, limits, strict=True):

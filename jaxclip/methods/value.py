@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..bits import exponent, magnitude, no_larger, times_power_of_two
 from ..clip_metrics import share
-from ..core import ClipState, Nonfinite, clip, next_state, state_metrics
+from ..core import ClipState, Nonfinite, check_update, clip, next_state
 from ..devices import across, devices
 from ..leaves import measurable, replace_measured
 from ..measures import per_entry
@@ -64,7 +64,7 @@ def clip_by_value(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
         arrays, structure = jax.tree.flatten(measurable(updates))
-        before = state_metrics(state, name)
+        before = check_update(updates, state, params, name)
         dtype = before.norm.dtype
         limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
         decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]

@@ -242,7 +242,8 @@ def check_number(
 
 def check_quantile(quantile: Any) -> Any:
     """Returns a quantile as it is, and rejects numbers outside of 0 to 1, such as a percentile."""
-    percent = isinstance(quantile, int | float) and 1 < quantile <= 100
+    number = isinstance(quantile, int | float | np.integer | np.floating)
+    percent = number and 1 < quantile <= 100
     hint = f" Did you mean {quantile / 100:g}?" if percent else ""
     return check_number("quantile", quantile, at_most=1, hint=hint)
 

@@ -27,7 +27,8 @@ def geometric_quantile(
       Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv 1905.03871.
     """
     share = check_quantile(quantile)
-    rate, initial = check_number("rate", rate), check_number("initial", initial, positive=True)
+    rate = check_number("rate", rate, at_most=100)
+    initial = check_number("initial", initial, positive=True)
 
     def init(norm: Norm) -> Float[Array, ""]:
         return jnp.asarray(initial, norm.dtype) + norm
