@@ -109,12 +109,14 @@ METHODS = [
 # fmt: on
 
 # What is public beside the methods, and forms of a method that run other code.
-WRAPPERS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
-    "newton_schulz": lambda: jaxclip.clip_singular_values(0.5, method="newton_schulz"),
-    "skip_nonfinite": lambda: jaxclip.skip_nonfinite(jaxclip.clip_by_global_norm(0.5)),
-    "skip_on_spike": lambda: jaxclip.skip_on_spike(jaxclip.clip_by_global_norm(0.5)),
-    "with_error_feedback": lambda: jaxclip.with_error_feedback(jaxclip.clip_by_global_norm(0.5)),
+# fmt: off
+WRAPPERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "newton_schulz": lambda **o: jaxclip.clip_singular_values(0.5, method="newton_schulz", **o),
+    "skip_nonfinite": lambda **o: jaxclip.skip_nonfinite(jaxclip.clip_by_global_norm(0.5, **o), **o),
+    "skip_on_spike": lambda **o: jaxclip.skip_on_spike(jaxclip.clip_by_global_norm(0.5, **o), **o),
+    "with_error_feedback": lambda **o: jaxclip.with_error_feedback(jaxclip.clip_by_global_norm(0.5, **o)),
 }
+# fmt: on
 
 
 def tree(*dtypes: Any, size: float = 1.0, seed: int = 0) -> dict:

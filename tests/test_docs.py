@@ -21,7 +21,10 @@ from tests.helpers import METHODS
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("index", "extending", "questions", "recipes", "trainers")),
+    *(
+        f"docs/{name}.md"
+        for name in ("index", "extending", "questions", "recipes", "sharding", "trainers")
+    ),
 ]
 MODULES = [
     name
