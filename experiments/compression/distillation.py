@@ -27,10 +27,10 @@ class Distilled:
 
     $$(1 - w)\, H(y, p(z)) + w\, T^2\, D_{KL}(p(z_t / T) \,\|\, p(z / T))$$
 
+    $T$ and $w$ are numbers of a `Trial`, `task.temperature` and `task.weight`.
+
     Attributes:
         student: the task, whose network is trained.
-        temperature: $T$.
-        weight: $w$, 0 to 1.
         teach: returns the data of the task with the logits of the teacher beside the training
             examples, given the original data.
 
@@ -39,8 +39,6 @@ class Distilled:
     """
 
     student: Pictures
-    temperature: float
-    weight: float
     teach: Callable[[Data], Data]
 
     @property
@@ -56,12 +54,16 @@ class Distilled:
         """Returns new parameters of the student."""
         return self.student.init(key)
 
-    def loss(self, params: Params, batch: Taught) -> jax.Array:
+    def loss(
+        self,
+        params: Params,
+        batch: Taught,
+        temperature: float | jax.Array = 4.0,
+        weight: float | jax.Array = 0.9,
+    ) -> jax.Array:
         """Returns the mean loss f32[] of a batch."""
-        logits = self.student.logits(params, batch.examples.images)
-        return distillation_loss(
-            logits, batch.examples.labels, batch.logits, self.temperature, self.weight
-        )
+        labels, logits = batch.examples.labels, self.student.logits(params, batch.examples.images)
+        return distillation_loss(logits, labels, batch.logits, temperature, weight)
 
     def score(self, params: Params, test: Any) -> jax.Array:
         """Returns the accuracy f32[] of the student; what the teacher says does not count."""

@@ -33,8 +33,12 @@ class Task(Protocol):
         """Returns new parameters."""
         ...
 
-    def loss(self, params: Params, batch: Batch) -> jax.Array:
-        """Returns the mean loss f32[] of a batch: rows of the training data."""
+    @property
+    def loss(self) -> Callable[..., jax.Array]:
+        """The mean loss f32[] of parameters and a batch: rows of the training data.
+
+        What `Trial.task` holds are further arguments.
+        """
         ...
 
     def score(self, params: Params, test: Any) -> jax.Array:
@@ -62,6 +66,9 @@ class Config:
         noise: makes, of a key, the transformation that adds noise before the clip; None: no noise.
         corrupt: changes a batch, given the number i32[] of the step.
         disturb: changes a gradient, given the number i32[] of the step and a key.
+        draw: adds to a batch what is random of it, or changes it at random, given a key.
+        watch: returns numbers f32[n] of the gradient of every step, before the clip.
+        probe: returns numbers f32[n] of the parameters in the end, given the test data as well.
         sampler: how examples come into batches.
         batch_size: the number of examples of a step; with Poisson sampling, the expected one.
         epochs: passes over the training data.
@@ -77,6 +84,9 @@ class Config:
     noise: Callable[[jax.Array], optax.GradientTransformation] | None = None
     corrupt: Callable[[jax.Array, Batch], Batch] | None = None
     disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
+    draw: Callable[[jax.Array, Batch], Batch] | None = None
+    watch: Callable[[Params], jax.Array] | None = None
+    probe: Callable[[Params, Any], jax.Array] | None = None
     sampler: Sampler = shuffle
     batch_size: int = 100
     epochs: int = 10
@@ -98,6 +108,7 @@ class Trial(NamedTuple):
         rate_shape: i32[], the shape of its way there.
         clip: further arguments f32[] of `Config.clip`.
         optimizer: further arguments f32[] of `Config.optimizer`.
+        task: further arguments f32[] of the task's loss.
     """
 
     seed: jax.Array
@@ -111,6 +122,7 @@ class Trial(NamedTuple):
     rate_shape: jax.Array
     clip: Mapping[str, jax.Array]
     optimizer: Mapping[str, jax.Array]
+    task: Mapping[str, jax.Array]
 
 
 def trial(
@@ -142,23 +154,24 @@ def trial(
         warm_up: as in `Trial`.
         last_rate: as in `Trial`.
         rate_shape: as in `Trial`.
-        further: arguments of the clip and the optimizer, such as
-            `**{"clip.decay": 0.99, "optimizer.momentum": 0.9}`.
+        further: arguments of the clip, the optimizer and the task's loss, such as
+            `**{"clip.decay": 0.99, "optimizer.momentum": 0.9, "task.temperature": 4.0}`.
     """
     last = last_share * limit if last_limit is None else last_limit
     real, whole = (lambda x: jnp.asarray(x, jnp.float32)), (lambda x: jnp.asarray(x, jnp.int32))
-    clip, optimizer = (
-        {
+    parts = ("clip", "optimizer", "task")
+    own = {
+        part: {
             name.removeprefix(f"{part}."): real(number)
             for name, number in further.items()
             if name.startswith(f"{part}.")
         }
-        for part in ("clip", "optimizer")
-    )
-    if len(clip) + len(optimizer) < len(further):
+        for part in parts
+    }
+    if sum(map(len, own.values())) < len(further):
         raise TypeError(
             f"trial() has no argument for one of {', '.join(further)}: give names that begin with "
-            f"clip. or optimizer."
+            f"clip., optimizer. or task."
         )
     return Trial(
         seed=whole(seed),
@@ -170,6 +183,5 @@ def trial(
         warm_up=real(warm_up),
         last_rate=real(last_rate),
         rate_shape=whole(rate_shape),
-        clip=clip,
-        optimizer=optimizer,
+        **own,
     )

@@ -4,10 +4,12 @@
 whole, and `jax.vmap(train, (None, 0, None))` trains many at once.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jaxclip
@@ -17,6 +19,7 @@ from experiments.training.data import Data
 from experiments.training.sampling import Batches
 from experiments.training.schedules import rate_schedule, schedule
 
+NOTHING = np.zeros(0, np.float32)
 CLIP = "clip"  # the name of the clip under study, among those in the optimizer's state
 
 
@@ -27,6 +30,7 @@ class Keys(NamedTuple):
     batches: jax.Array
     noise: jax.Array
     disturbance: jax.Array
+    draws: jax.Array
 
 
 def keys(seed: jax.Array) -> Keys:
@@ -52,6 +56,8 @@ class History(NamedTuple):
         clipped: the share of the blocks that the clip shrank.
         score: the task's score after the epoch on the test data, f32[] or f32[epochs].
         validation: the same on the validation data; nan without any.
+        watched: what `Config.watch` returns of the gradient of every step, f32[steps, n].
+        probed: what `Config.probe` returns in the end of a training, f32[n].
     """
 
     loss: jax.Array
@@ -60,6 +66,8 @@ class History(NamedTuple):
     clipped: jax.Array
     score: jax.Array
     validation: jax.Array
+    watched: jax.typing.ArrayLike = NOTHING
+    probed: jax.typing.ArrayLike = NOTHING
 
 
 def steps_per_epoch(config: Config, data: Data) -> int:
@@ -135,7 +143,8 @@ def epoch(
     steps = len(jax.tree.leaves(batches_or_rows)[0])
     update = optimizer(config, trial, config.epochs * steps).update
     limits = limit(config, trial, config.epochs * steps)
-    disturbance = jax.random.fold_in(keys(trial.seed).disturbance, state.epoch)
+    # From the seed and the epoch alone: a resumed training finds the same order.
+    here = jax.tree.map(lambda key: jax.random.fold_in(key, state.epoch), keys(trial.seed))
 
     def step(carry: tuple, place: tuple) -> tuple[tuple, tuple]:
         params, opt_state = carry
@@ -144,19 +153,24 @@ def epoch(
         batch = jax.tree.map(lambda column: column[rows], data.train) if batches is None else rows
         if config.corrupt is not None:
             batch = config.corrupt(count, batch)
+        if config.draw is not None:
+            batch = config.draw(jax.random.fold_in(here.draws, index), batch)
         now = jnp.asarray(limits(count)) if callable(limits) else limits
-        loss, gradient, examples = value_and_grad(config, now, params, batch, mask)
+        loss, gradient, examples = value_and_grad(config, trial, now, params, batch, mask)
         if config.disturb is not None:
-            gradient = config.disturb(count, jax.random.fold_in(disturbance, index), gradient)
+            gradient = config.disturb(count, jax.random.fold_in(here.disturbance, index), gradient)
+        watched = config.watch(gradient) if config.watch is not None else jnp.zeros(0)
         updates, opt_state = update(gradient, opt_state, params, value=loss)
         params = optax.apply_updates(params, updates)
-        return (params, opt_state), (loss, *(examples or clip_series(gradient, opt_state)))
+        series = examples or clip_series(gradient, opt_state)
+        return (params, opt_state), (loss, *series, watched)
 
     (params, opt_state), series = jax.lax.scan(
         step, (state.params, state.opt_state), (jnp.arange(steps), batches_or_rows, mask)
     )
-    loss, norm, limits, clipped = series
-    history = History(loss, norm, limits, clipped, *scores(config.task, params, data))
+    loss, norm, limits, clipped, watched = series
+    score, validation = scores(config.task, params, data)
+    history = History(loss, norm, limits, clipped, score, validation, watched)
     return State(params, opt_state, state.epoch + 1), history
 
 
@@ -168,19 +182,25 @@ def scores(task: Task, params: Params, data: Data) -> tuple[jax.Array, jax.Array
 
 
 def value_and_grad(
-    config: Config, limit: jax.Array, params: Params, batch: Batch, mask: jax.Array | None
+    config: Config,
+    trial: Trial,
+    limit: jax.Array,
+    params: Params,
+    batch: Batch,
+    mask: jax.Array | None,
 ) -> tuple:
     """Returns a batch's loss, its gradient, and norm, limit and share clipped of its examples.
 
     The last is None where the examples are not clipped.
     """
+    loss = functools.partial(config.task.loss, **trial.task)
     if config.per_example is None:
-        return *jax.value_and_grad(config.task.loss)(params, batch), None
+        return *jax.value_and_grad(loss)(params, batch), None
 
-    def loss(params: Params, example: Batch) -> jax.Array:
-        return config.task.loss(params, jax.tree.map(lambda column: column[None], example))
+    def loss_of_one(params: Params, example: Batch) -> jax.Array:
+        return loss(params, jax.tree.map(lambda column: column[None], example))
 
-    _, gradient, info = config.per_example(loss, limit)(params, batch, example_mask=mask)
+    _, gradient, info = config.per_example(loss_of_one, limit)(params, batch, example_mask=mask)
     series = info.values, jnp.square(info.norms), info.clipped.astype(info.norms.dtype)
     value, square, clipped = (jnp.mean(one, where=mask) for one in series)
     return value, gradient, (jnp.sqrt(square), limit, clipped)
@@ -221,7 +241,14 @@ def train(config: Config, trial: Trial, data: Data) -> History:
         data: the examples, on the device.
     """
     start = init(config, trial, data)
-    _, history = jax.lax.scan(
+    end, history = jax.lax.scan(
         lambda state, _: epoch(config, trial, data, state), start, length=config.epochs
     )
-    return history
+    return history._replace(probed=probe(config, end.params, data))
+
+
+def probe(config: Config, params: Params, data: Data) -> jax.Array:
+    """Returns what `Config.probe` returns in the end, f32[n]."""
+    if config.probe is None:
+        return jnp.zeros(0)
+    return config.probe(params, jax.tree.map(jnp.asarray, data.test))

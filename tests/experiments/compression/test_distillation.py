@@ -53,10 +53,12 @@ def test_a_student_learns_what_only_its_teacher_knows(tiny):
         return 8.0 * np.eye(10, dtype=np.float32)[right[rows]]
 
     blind = tiny._replace(train=tiny.train._replace(labels=np.zeros_like(tiny.train.labels)))
-    task = Distilled(Mnist((16,)), 2.0, 1.0, functools.partial(teach, logits=knows, batch=64))
+    task = Distilled(Mnist((16,)), functools.partial(teach, logits=knows, batch=64))
     data = task.teach(blind)
     np.testing.assert_array_equal(data.train.logits.argmax(1), right)
     config = Config(task, jaxclip.clip_by_global_norm, batch_size=20, epochs=3)
-    history = jax.jit(functools.partial(train.train, config))(trial(learning_rate=0.3), data)
+    history = jax.jit(functools.partial(train.train, config))(
+        trial(learning_rate=0.3, **{"task.temperature": 2.0, "task.weight": 1.0}), data
+    )
     assert history.score[-1] > 0.8
     assert task.dataset == "mnist"

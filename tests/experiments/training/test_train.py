@@ -198,7 +198,7 @@ def test_epoch_by_epoch_is_the_same_training_bit_for_bit(fitted, equal):
         state, history = epoch(numbers, state)
         epochs.append(history)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *epochs)
-    assert equal(stacked, fitted(numbers, LINE))
+    assert equal(stacked._replace(probed=np.zeros(0)), fitted(numbers, LINE))
     assert int(state.epoch) == FITTED.epochs
     assert stacked.loss[-1].mean() < 0.1 * stacked.loss[0].mean()
 
@@ -366,3 +366,49 @@ def test_the_learning_rate_follows_its_schedule():
     # A gradient of norm 1 makes steps of the rate, which fall on a line from 0.5 to 0.
     [score] = fit(config, numbers, NUMBERS).score
     np.testing.assert_allclose(score, -0.6 * 0.5 * np.sum(1 - np.arange(23) / 23), rtol=1e-5)
+
+
+def test_what_is_watched_and_probed_is_of_the_steps_and_of_the_end(equal):
+    config = dataclasses.replace(
+        FITTED,
+        watch=lambda gradient: jnp.stack(jax.tree.leaves(gradient)),
+        probe=lambda params, test: jnp.stack([params["slope"], params["height"], len(test[0])]),
+    )
+    numbers = trial(learning_rate=0.3)
+    history = fit(config, numbers, LINE)
+    assert history.watched.shape == (4, 5, 2)
+    np.testing.assert_allclose(np.linalg.norm(history.watched, axis=-1), history.norm, rtol=1e-5)
+    slope, height, size = history.probed
+    np.testing.assert_allclose(
+        history.score[-1], -np.mean(((slope - 2) * POINTS + height - 1) ** 2), rtol=1e-5
+    )
+    assert size == len(POINTS)
+    bare = fit(FITTED, numbers, LINE)
+    assert (bare.watched.shape, bare.probed.shape) == ((4, 5, 0), (0,))
+    assert equal(bare._replace(watched=0, probed=0), history._replace(watched=0, probed=0))
+
+
+def test_what_is_drawn_differs_from_step_to_step_and_not_from_run_to_run(equal):
+    def draw(key, batch):
+        return batch + jax.random.uniform(key)
+
+    data = NUMBERS._replace(train=np.zeros(23, np.float32))
+    config = dataclasses.replace(LOGGED, draw=draw)
+    history = fit(config, trial(seed=1), data)
+    assert len(np.unique(history.loss)) == history.loss.size
+    assert equal(history, fit(config, trial(seed=1), data))
+    assert not np.any(np.isin(fit(config, trial(seed=2), data).loss, history.loss))
+
+
+def test_numbers_of_the_task_reach_its_loss():
+    @dataclasses.dataclass(frozen=True)
+    class Scaled(Line):
+        def loss(self, params, batch, scale=1.0):
+            return scale * super().loss(params, batch)
+
+    config = dataclasses.replace(FITTED, task=Scaled())
+    once = fit(config, trial(), LINE)
+    twice = fit(config, trial(**{"task.scale": 2.0}), LINE)
+    np.testing.assert_allclose(twice.loss[0, 0], 2 * once.loss[0, 0], rtol=1e-6)
+    with pytest.raises(TypeError, match="names that begin with"):
+        trial(scale=2.0)
