@@ -39,8 +39,8 @@ class Mlp(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pictures(OfNetwork):
-    """Softmax cross-entropy of a network of images f32[batch, 28, 28, 1], scored by its accuracy.
+class OfImages(OfNetwork):
+    """A task whose examples are images.
 
     Attributes:
         dataset: digits or clothes.
@@ -51,6 +51,10 @@ class Pictures(OfNetwork):
     def data(self, folder: Path | None = None) -> Data:
         """Returns the images; `folder` has the original files, if they are not the repository's."""
         return data.load(self.dataset, folder)
+
+
+class Pictures(OfImages):
+    """Softmax cross-entropy of a network of images f32[b, 28, 28, 1], scored by its accuracy."""
 
     def loss(self, params: Params, batch: Images) -> jax.Array:
         """Returns the mean cross-entropy f32[] of a batch."""

@@ -25,10 +25,14 @@ class Cnn(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits f32[batch, classes] of the images f32[batch, 28, 28, 1]."""
+        return self.output(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Returns what the last layer sees f32[batch, 32], between -1 and 1."""
         x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
         x = pool(nnx.tanh(self.first(patches(x, size=8, stride=4))))
         x = nnx.tanh(self.second(patches(x, size=3, stride=1)))
-        return self.output(nnx.tanh(self.hidden(x.reshape(x.shape[0], -1))))
+        return nnx.tanh(self.hidden(x.reshape(x.shape[0], -1)))
 
 
 def patches(x: jax.Array, size: int, stride: int) -> jax.Array:

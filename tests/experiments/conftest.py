@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 from experiments.runs.folder import Run
+from experiments.tasks import frechet
 from experiments.tasks import images as data
 from experiments.training import parallel
 from experiments.training.data import Data
@@ -41,6 +42,27 @@ def tiny_mnist(tiny, monkeypatch, tmp_path):
     """Puts the tiny images in the place of MNIST, and the working directory in a new folder."""
     monkeypatch.setattr(data, "load", lambda *arguments, **options: tiny)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def judge_cache(tiny, tmp_path_factory):
+    """A cache with a judge of pictures that has seen the tiny images alone."""
+    cache = tmp_path_factory.mktemp("judge")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda *arguments, **options: tiny)
+        patch.setattr(data, "CACHE", cache)
+        frechet.judge.cache_clear()
+        frechet.judge()
+    return cache
+
+
+@pytest.fixture
+def judged(tiny_mnist, judge_cache, monkeypatch):
+    """Puts that judge in the place of the one that has learned the digits."""
+    monkeypatch.setattr(data, "CACHE", judge_cache)
+    frechet.judge.cache_clear()
+    yield
+    frechet.judge.cache_clear()
 
 
 @pytest.fixture(scope="session")
