@@ -15,7 +15,7 @@ RUN_ON_DEVICE = $(if $(ON),JAX_PLATFORMS=$(DEVICE)$(COMMA)cpu) $(RUN)
 READY = $(VENV)/.ready
 ARGS ?=
 
-.PHONY: run compare device test test-wide test-quick lint docs bench setup lock check-locks release clean
+.PHONY: run compare claims device test test-wide test-quick lint docs bench setup lock check-locks release clean
 .DEFAULT_GOAL := run
 
 # A virtual environment whose interpreter is gone, or is another than the one asked for, is stale too.
@@ -46,6 +46,10 @@ run: device
 # The quick form of a study. Others with 'make compare ARGS="sensitivity --full"'.
 compare: device
 	@$(RUN_ON_DEVICE) -m experiments compare $(or $(ARGS),schedules)
+
+# The quick forms of all studies that claims about clips are judged by, on one page.
+claims: device
+	@$(RUN_ON_DEVICE) -m experiments claims $(ARGS)
 
 test: device
 	@$(RUN_ON_DEVICE) -m pytest -n 2 --cov $(ARGS)

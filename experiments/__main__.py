@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tyro.extras import SubcommandApp
 
 from experiments.errors import BadInput
+from experiments.options.claims import Claims
 from experiments.options.compare import Compare
 from experiments.options.export import Export
 from experiments.options.list import List
@@ -22,7 +23,7 @@ from experiments.options.run import Run, RunMnist
 from experiments.options.verify import Verify
 
 PROGRAM = "python -m experiments"
-Command = RunMnist | RunPrivate | Compare | Pilot | Export | Report | Verify | List
+Command = RunMnist | RunPrivate | Compare | Claims | Pilot | Export | Report | Verify | List
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,6 +69,7 @@ def commands(*defaults: RunMnist | RunPrivate) -> SubcommandApp:
     app = SubcommandApp()
     app.command(run, name="run", help="Train one model on a task.")
     app.command(name="compare")(Compare)
+    app.command(name="claims")(Claims)
     app.command(name="verify")(Verify)
     app.command(name="list")(List)
     app.command(name="pilot")(Pilot)

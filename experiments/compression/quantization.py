@@ -6,6 +6,7 @@ parameters or less, stay as they are.
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 
 from experiments.compression.weights import is_kernel, map_kernels
 from experiments.errors import BadInput
-from experiments.training.config import Params
+from experiments.training.config import Params, Task
+from experiments.training.data import Data
 
 FEWEST, MOST = 2, 8
 SCALE_BYTES = 4
@@ -107,3 +109,42 @@ def quantized_nbytes(params: Params, grid: Grid) -> int:
         return -(-entries * grid.bits // 8) + SCALE_BYTES * scales
 
     return sum(size(leaf) for leaf in jax.tree.leaves(params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A task that is scored with quantized weights, and may be trained with them.
+
+    Attributes:
+        task: the task.
+        grid: the bits.
+        in_training: whether the loss is that of the quantized weights as well, whose derivative
+            goes straight through.
+    """
+
+    task: Task
+    grid: Grid
+    in_training: bool
+
+    @property
+    def dataset(self) -> str:
+        """The data set of the task."""
+        return getattr(self.task, "dataset", "")
+
+    def data(self, folder: Path | None = None) -> Data:
+        """Returns the data of the task."""
+        return self.task.data(folder)
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns new parameters."""
+        return self.task.init(key)
+
+    def loss(self, params: Params, batch: Any) -> jax.Array:
+        """Returns the loss f32[] of a batch."""
+        if self.in_training:
+            params = straight_through(params, self.grid)
+        return self.task.loss(params, batch)
+
+    def score(self, params: Params, test: Any) -> jax.Array:
+        """Returns the score f32[] of the quantized weights."""
+        return self.task.score(rounded(params, self.grid), test)

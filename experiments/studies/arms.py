@@ -185,12 +185,22 @@ class Training(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The trainings of an arm at one point, in one stage: one for every seed."""
+    """The trainings of an arm at one point, in one stage: one for every seed.
+
+    Attributes:
+        arm: the arm.
+        stage: as in `Training`.
+        point: its numbers.
+        trainings: one for every seed.
+        probed: what `Config.probe` returned of the first seed, such as pictures; it is no part of
+            the record.
+    """
 
     arm: Arm
     stage: str
     point: Point
     trainings: Sequence[Training]
+    probed: np.ndarray = np.zeros(0)
 
     @property
     def validation(self) -> float:

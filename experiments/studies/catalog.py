@@ -17,6 +17,12 @@ ASKS = {
     "temporal_order": "up to which length is long memory learned?",
     "placement": "before the optimizer or after it?",
     "per_example": "clip each example, the batch, or nothing?",
+    "compression": "does a clip make a model smaller, sparser, easier to quantize or prune?",
+    "quantized_training": "do clipped weights keep the accuracy at fewer bits?",
+    "distillation": "does a clip matter to a network that learns from a larger one?",
+    "vae": "does a clip help a variational autoencoder?",
+    "wgan": "does a clip help a Wasserstein GAN?",
+    "depth": "what does a clip mend where gradients explode, or vanish?",
 }
 NAMES = tuple(ASKS)
 

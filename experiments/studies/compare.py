@@ -117,7 +117,9 @@ def compare(
         if is_first():
             files.write_json(folder / catalog.CONFIG, {**wanted, "command": command})
             records.write(folder, trainer.trainings)
-            report.keep(page.page(study, findings, details(wanted, command)), folder)
+            made = page.page(study, findings, details(wanted, command))
+            figures = [*made.figures, *study.pictures(findings)]
+            report.keep(made._replace(figures=figures), folder)
     return findings
 
 

@@ -118,7 +118,10 @@ def failures(findings: Sequence[Finding]) -> str:
 
 def percent(finding: Finding) -> str:
     """Returns the mean score of an arm."""
-    return "nothing" if math.isnan(finding.chosen.mean) else f"{100 * finding.chosen.mean:.2f} %"
+    unit = finding.arm.setting.scored.rpartition(", ")[2]
+    return (
+        "nothing" if math.isnan(finding.chosen.mean) else f"{100 * finding.chosen.mean:.2f} {unit}"
+    )
 
 
 def width_text(width: Width) -> str:
@@ -162,7 +165,7 @@ def tables(findings: Sequence[Finding], effects: Sequence[Effect]) -> list[Table
                     Column("at an edge"),
                     Column("rounds", "{:d}"),
                     Column("steps clipped, %", "{:.1f}"),
-                    Column("held out, %", "{:.2f}"),
+                    Column(f"held out: {here[0].arm.setting.scored}", "{:.2f}"),
                     Column("seconds a training", "{:.3g}"),
                 ],
                 [point_row(one) for one in ranked],
@@ -178,7 +181,7 @@ def effect_table(setting: str, findings: Sequence[Finding], effects: Mapping[str
     title = f"{setting}: differences to {baselines.pop()}" if len(baselines) == 1 else setting
     columns = [
         Column("arm"),
-        Column("accuracy, %", "{:.2f}"),
+        Column(findings[0].arm.setting.scored, "{:.2f}"),
         Column("difference", "{:+.2f}"),
         Column("95 %"),
         Column("q", "{:.3g}"),
@@ -266,7 +269,8 @@ def effect_figure(setting: str, effects: Sequence[Effect]) -> Figure:
     ]
     title = f"{setting}: differences to the baseline"
     caption = "Mean over the seeds that failed in neither, and its 95 % interval."
-    return Figure(f"effects-{setting}", title, "", "points of accuracy", series, caption=caption)
+    label = f"difference: {effects[0].finding.arm.setting.scored}" if effects else "difference"
+    return Figure(f"effects-{setting}", title, "", label, series, caption=caption)
 
 
 def accuracy_figure(setting: str, findings: Sequence[Finding]) -> Figure:
@@ -279,7 +283,8 @@ def accuracy_figure(setting: str, findings: Sequence[Finding]) -> Figure:
         series.append(point_series(one.arm.name, mean, mean - half, mean + half))
     title = f"{setting}: each arm at its chosen point"
     caption = "Mean of the seeds that did not fail, and its 95 % interval."
-    return Figure(f"accuracy-{setting}", title, "", "accuracy, %", series, caption=caption)
+    label = ranked[0].arm.setting.scored
+    return Figure(f"accuracy-{setting}", title, "", label, series, caption=caption)
 
 
 def slice_figure(setting: str, findings: Sequence[Finding], name: str) -> Figure:
@@ -295,9 +300,9 @@ def slice_figure(setting: str, findings: Sequence[Finding], name: str) -> Figure
     log = all(one.arm.box[name].log for one in findings if name in one.arm.box)
     return Figure(
         f"{name}-{setting}",
-        f"{setting}: accuracy along the {label}",
+        f"{setting}: {findings[0].arm.setting.scored} along the {label}",
         f"{label} at its peak",
-        "held-out accuracy, %",
+        f"held out: {findings[0].arm.setting.scored}",
         series,
         log_x=log,
         caption="All else as chosen; a seed that failed counts as having learned nothing.",

@@ -51,6 +51,7 @@ class Setting:
         corrupt: as in `Config`.
         disturb: as in `Config`.
         floor: the score of having learned nothing; a training that ends no better has failed.
+        scored: what a hundred times the score is, with its unit.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Setting:
     corrupt: Callable[[jax.Array, Batch], Batch] | None = None
     disturb: Callable[[jax.Array, jax.Array, Params], Params] | None = None
     floor: float = 0.15
+    scored: str = "accuracy, %"
 
     def config(self, clip: Callable[[Any], optax.GradientTransformation], **changes: Any) -> Config:
         """Returns its training with a clip; `changes` are fields of `Config`."""

@@ -23,6 +23,8 @@ class Study:
         answer: the first lines of its page; None: the effects in words.
         tables: its own tables, beside those that every page has.
         figures: its own figures, beside those that every page has.
+        pictures: what was probed of the first seed of each arm, to look at. They do not follow from
+            the record, and stand on the page of the folder that was trained in.
         full: the budget of its full form.
         quick: that of its quick form.
     """
@@ -34,6 +36,7 @@ class Study:
     answer: Callable[[Sequence[Finding]], str] | None = None
     tables: Callable[[Sequence[Finding]], Sequence[Table]] = lambda findings: ()
     figures: Callable[[Sequence[Finding]], Sequence[Figure]] = lambda findings: ()
+    pictures: Callable[[Sequence[Finding]], Sequence[Figure]] = lambda findings: ()
     full: Design = FULL
     quick: Design = QUICK
 

@@ -1,6 +1,7 @@
 """The trainings that a search asks for: in sweeps of one program each, and as lines of a record."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,15 @@ class Trainer:
             chunk=self.chunk,
             report=count_progress(lambda more: self.report(f"{stage}, {arm.title}", more)),
         )
-        lines = iter(
-            [
-                describe(row, one, float(time), self.measures)
-                for row, one, time in zip(rows, split(history), seconds, strict=True)
-            ]
-        )
+        lines = [
+            describe(row, one, float(time), self.measures)
+            for row, one, time in zip(rows, split(history), seconds, strict=True)
+        ]
+        probed = np.asarray(history.probed)
+        starts = itertools.accumulate((len(one.seeds) for one in requests), initial=0)
         return [
-            Outcome(one.arm, one.stage, one.point, [next(lines) for _ in one.seeds])
-            for one in requests
+            Outcome(one.arm, one.stage, one.point, lines[at : at + len(one.seeds)], probed[at])
+            for one, at in zip(requests, starts, strict=False)
         ]
 
 

@@ -19,7 +19,8 @@ from experiments.errors import BadInput
 from experiments.pages import report
 from experiments.studies import catalog, compare, page, records
 from experiments.studies.arms import Arm, Design, Outcome, Training
-from experiments.studies.search import Request, search
+from experiments.studies.pictures import PICTURES
+from experiments.studies.search import Finding, Request, search
 from experiments.studies.settings import Folders
 from experiments.studies.study import Study
 from experiments.studies.trainer import Trainer, group, singles
@@ -47,6 +48,7 @@ class Replay(NamedTuple):
     Attributes:
         study: the study.
         config: its description.
+        findings: what the search finds.
         page: the page that follows from the record.
         chunks: the requests of every chunk that was trained, each of one seed.
         lines: the line of every one of these, by chunk.
@@ -54,6 +56,7 @@ class Replay(NamedTuple):
 
     study: Study
     config: Record
+    findings: Sequence[Finding]
     page: report.Page
     chunks: Sequence[Sequence[Request]]
     lines: Sequence[Sequence[Training]]
@@ -150,7 +153,7 @@ def replay(folder: Path) -> Replay:
         )
     details = compare.details(dict(config), config.get("command", ""))
     made = page.page(study, findings, details)
-    return Replay(study, config, made, lookup.chunks, lookup.lines)
+    return Replay(study, config, findings, made, lookup.chunks, lookup.lines)
 
 
 def check_arms(arms: Sequence[Arm], config: Record) -> None:
@@ -162,7 +165,9 @@ def check_arms(arms: Sequence[Arm], config: Record) -> None:
 
 def check_page(made: report.Page, folder: Path) -> None:
     """Raises `BadInput` where the page in a folder is not the one made."""
-    kept = report.as_json(report.load(folder))
+    page = report.load(folder)
+    follows = [one for one in page.figures if not one.name.startswith(PICTURES)]
+    kept = report.as_json(page._replace(figures=follows))
     for name, value in report.as_json(made).items():
         if value != kept[name]:
             raise BadInput(f"the {name} of {folder / catalog.PAGE} do not follow from the record")

@@ -32,7 +32,7 @@ def test_help_explains_every_option(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {run, compare, verify, list, pilot, export, report}"),
+        ([], "Expected one of {run, compare, claims, verify, list, pilot, export, report}"),
         (["run"], "Expected one of {mnist, mnist-private}"),
         (["fly"], "Unrecognized options: fly"),
         (["run", "mist"], "Available subcommands: mnist"),
