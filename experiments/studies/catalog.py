@@ -10,12 +10,19 @@ if TYPE_CHECKING:
     from experiments.studies.study import Study
 
 ASKS = {
+    "optimizers": "does a clip raise the optimum of an optimizer, or widen its range?",
+    "limits": "is there a limit that needs no tuning?",
+    "scopes": "clip the whole gradient, arrays, units, entries or singular values?",
     "schedules": "does a falling limit help, beside a falling learning rate?",
     "methods": "which of the 23 methods is best on which task?",
     "sensitivity": "which method forgives a bad limit, or a bad learning rate?",
     "spikes": "what gets a training over spikes and nans?",
+    "remedies": "what helps against corrupted batches and overflows?",
     "temporal_order": "up to which length is long memory learned?",
     "placement": "before the optimizer or after it?",
+    "accumulation": "clip every micro-batch, or the accumulated mean?",
+    "batch_sizes": "does a clip matter more where batches are small?",
+    "action": "how often does each method act, over the training?",
     "per_example": "clip each example, the batch, or nothing?",
     "compression": "does a clip make a model smaller, sparser, easier to quantize or prune?",
     "quantized_training": "do clipped weights keep the accuracy at fewer bits?",

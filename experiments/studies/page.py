@@ -26,7 +26,7 @@ CELLS = 40  # of a heat map, each way
 def page(study: Study, findings: Sequence[Finding], details: Mapping[str, str]) -> Page:
     """Returns the page of a study."""
     effects = find_effects(findings)
-    answer = study.answer(findings) if study.answer else verdict(effects)
+    answer = study.answer(findings) if study.answer else verdict(effects, study.lead)
     return Page(
         title=study.name.replace("_", " "),
         question=study.question,
@@ -40,13 +40,19 @@ def page(study: Study, findings: Sequence[Finding], details: Mapping[str, str]) 
 # The answer
 
 
-def verdict(effects: Sequence[Effect]) -> str:
-    """Returns, a line a baseline, whether an arm differs from it, and by how much."""
+def verdict(effects: Sequence[Effect], lead: str = "") -> str:
+    """Returns, a line a baseline, whether an arm differs from it, and by how much.
+
+    Args:
+        effects: of a page.
+        lead: the name of the baseline that comes first.
+    """
     groups: dict[tuple[str, str], list[Effect]] = {}
     for effect in effects:
         arm = effect.finding.arm
         groups.setdefault((arm.setting.name, arm.against), []).append(effect)
-    return "\n".join(group_verdict(here) for here in groups.values())
+    ordered = sorted(groups, key=lambda group: group[1] != lead)
+    return "\n".join(group_verdict(groups[group]) for group in ordered)
 
 
 def group_verdict(effects: Sequence[Effect]) -> str:

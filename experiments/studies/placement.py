@@ -1,24 +1,13 @@
 """Where the clip belongs: before the optimizer, after it, or nowhere."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-
-import optax
+from collections.abc import Sequence
 
 from experiments.studies.arms import Arm, Range
 from experiments.studies.knobs import make_arm, unclipped_arm
+from experiments.studies.optimizers import OPTIMIZERS, with_optimizer
 from experiments.studies.settings import SETTINGS
 from experiments.studies.study import Study
-
-# Each with a usual learning rate.
-OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
-    "SGD": (optax.sgd, 0.1),
-    "momentum": (functools.partial(optax.sgd, momentum=0.9), 0.01),
-    "Adam": (optax.adam, 0.001),
-    "signs": (optax.sign_sgd, 0.001),
-    "Muon": (optax.contrib.muon, 0.01),
-}
 
 
 def arms(full: bool) -> Sequence[Arm]:
@@ -29,10 +18,7 @@ def arms(full: bool) -> Sequence[Arm]:
 
 def arms_of_optimizer(name: str) -> list[Arm]:
     """Returns an optimizer with the clip before it, after it, and without one."""
-    optimizer, rate = OPTIMIZERS[name]
-    setting = dataclasses.replace(
-        SETTINGS["mnist_heavy_tails"], optimizer=optimizer, learning_rate=rate
-    )
+    setting = with_optimizer(SETTINGS["mnist_heavy_tails"], name)
     bare = unclipped_arm(setting, f"{name}, no clip")
     before = make_arm("clip_by_global_norm", setting, f"{name}, clip before")
     after = make_arm("clip_by_global_norm", setting, f"{name}, clip after", clip_last=True)
@@ -44,7 +30,7 @@ def arms_of_optimizer(name: str) -> list[Arm]:
 
 STUDY = Study(
     name="placement",
-    question="Does the clip belong before momentum, Adam, or an update that is a sign or "
+    question="Does the clip belong before the moments, or an update that is a sign or "
     "orthogonalized, or after it?",
     arms=arms,
 )

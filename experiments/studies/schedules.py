@@ -59,4 +59,5 @@ STUDY = Study(
     name="schedules",
     question="Does a limit that falls over the training help, beside a learning rate that falls?",
     arms=arms,
+    lead="constant limit, falling rate",
 )

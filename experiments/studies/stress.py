@@ -69,6 +69,24 @@ class Nans:
 
 
 @dataclasses.dataclass(frozen=True)
+class Overflow:
+    """Makes the largest entry of every `every`-th gradient infinite, as a loss scale does."""
+
+    every: int
+
+    def __call__(self, step: jax.Array, key: jax.Array, gradient: Params) -> Params:
+        """Returns the gradient of a step."""
+        largest = jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]).max()
+        bad = is_disturbed(step, self.every)
+        return jax.tree.map(
+            lambda leaf: jnp.where(
+                bad & (jnp.abs(leaf) == largest), jnp.copysign(jnp.inf, leaf), leaf
+            ),
+            gradient,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class HeavyTails:
     """Adds noise to the gradient: Student's t, whose tails are the heavier the less `degrees`.
 

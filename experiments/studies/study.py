@@ -20,6 +20,7 @@ class Study:
         arms: its arms, of the quick form or the full one.
         measures: what it measures of a training besides the score, by name: functions of the
             `History` of one training.
+        lead: the name of the baseline of the comparison that the question asks for, told first.
         answer: the first lines of its page; None: the effects in words.
         tables: its own tables, beside those that every page has.
         figures: its own figures, beside those that every page has.
@@ -33,6 +34,7 @@ class Study:
     question: str
     arms: Callable[[bool], Sequence[Arm]]
     measures: Mapping[str, Callable[[History], float]] = dataclasses.field(default_factory=dict)
+    lead: str = ""
     answer: Callable[[Sequence[Finding]], str] | None = None
     tables: Callable[[Sequence[Finding]], Sequence[Table]] = lambda findings: ()
     figures: Callable[[Sequence[Finding]], Sequence[Figure]] = lambda findings: ()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxclip
+from experiments.studies import catalog
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -66,3 +68,26 @@ def test_the_clips_of_the_page_on_choosing_clip_as_often_as_it_says(clip, expect
 
     norms = np.random.default_rng(0).lognormal(0.0, 0.5, 2000).astype(np.float32)
     np.testing.assert_allclose(clip_rate(norms), expected, atol=0.03)
+
+
+@pytest.fixture(scope="module")
+def choosing():
+    return runpy.run_path(str(DOCS / "choosing.py"))
+
+
+def test_the_page_on_choosing_is_that_of_the_records(choosing):
+    assert choosing["page"]() == (DOCS / "choosing.md").read_text()
+
+
+def test_every_piece_of_advice_names_an_arm_of_a_study(choosing):
+    rows = [row for row in choosing["ROWS"] if row.study]
+    assert len(rows) > 10
+    for row in rows:
+        arms = catalog.find(row.study).arms(True)
+        [arm] = [arm for arm in arms if (arm.setting.name, arm.name) == (row.setting, row.arm)]
+        assert arm.against
+
+
+def test_advice_without_a_record_is_untested(choosing, tmp_path):
+    text = choosing["page"](tmp_path)
+    assert text.count("untested; `") == sum(bool(row.study) for row in choosing["ROWS"])

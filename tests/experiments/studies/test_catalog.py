@@ -1,11 +1,17 @@
+import dataclasses
+import functools
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from experiments.errors import BadInput
 from experiments.studies import catalog
 from experiments.studies.search import propose
 from experiments.sweeps import grid
+from experiments.training import train
+from experiments.training.config import trial
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -43,5 +49,28 @@ def test_the_ways_of_a_schedule_are_one_program():
 
 
 def test_a_study_is_what_is_asked_for():
-    with pytest.raises(BadInput, match="is not a study; there are schedules"):
+    with pytest.raises(BadInput, match="is not a study; there are optimizers"):
         catalog.find("nothing_like_it")
+
+
+def optimizer_of(config):
+    """What a study makes of a gradient: whatever the task is, it is traced as well as another."""
+    return config.clip, config.optimizer, config.clip_last, config.per_example
+
+
+@pytest.mark.wide
+@pytest.mark.slow
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_every_optimizer_of_every_study_can_be_traced(name, tiny_mnist):
+    study = catalog.find(name)
+    for arm in {optimizer_of(arm.config): arm for arm in study.arms(True)}.values():
+        config = dataclasses.replace(arm.config, batch_size=20, epochs=1)
+        data = arm.setting.data({})
+        few = data._replace(train=jax.tree.map(lambda x: x[:40], data.train))
+        numbers = arm.point({name: range.low for name, range in arm.box.items()})
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            history = jax.eval_shape(functools.partial(train.train, config), trial(**numbers), few)
+        assert history.loss.shape == (1, 2), arm.title
+        measured = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), history)
+        if study.measures and name != "spikes":  # whose spikes are later
+            assert all(np.isfinite(measure(measured)) for measure in study.measures.values())

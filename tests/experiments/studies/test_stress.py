@@ -151,3 +151,13 @@ def test_in_a_training_the_steps_are_counted_over_the_epochs():
     history = jax.jit(lambda numbers: train(config, numbers, steady.data()))(trial(limit=jnp.inf))
     assert np.flatnonzero(history.loss.ravel() > 1).tolist() == [4, 9]
     assert np.flatnonzero(history.norm.ravel() > 1).tolist() == HIT
+
+
+def test_an_overflow_makes_the_largest_entry_infinite_every_so_often():
+    gradient = {"a": jnp.array([1.0, -3.0]), "b": jnp.array([2.0])}
+    overflow = stress.Overflow(every=5)
+    calm = overflow(jnp.int32(3), jax.random.key(0), gradient)
+    np.testing.assert_array_equal(calm["a"], gradient["a"])
+    hit = overflow(jnp.int32(4), jax.random.key(0), gradient)
+    np.testing.assert_array_equal(hit["a"], [1, -np.inf])
+    np.testing.assert_array_equal(hit["b"], [2])
