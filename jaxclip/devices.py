@@ -51,6 +51,11 @@ def union(names: Iterable[Names]) -> Names:
     return tuple(sorted({name for some in names for name in some}))
 
 
+def along(names: Iterable[str], x: Any) -> Names:
+    """Those of the names over which `x` varies, or may vary, where nothing tracks it."""
+    return union([tuple(n for n in names if not is_tracked(n) or n in varying(x))])
+
+
 def devices(names: Iterable[str]) -> int:
     """The number of devices along some mapped axes."""
     return math.prod(lax.axis_size(name) for name in sorted(names))

@@ -113,6 +113,7 @@ def whole(norm: norms.Norm = norms.l2) -> Scoped:
     """
 
     def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
+        scope = scope.or_else(norm.axis_name)
         leaves = scope.leaves(updates)
         [value] = norm(
             [[leaf.array for leaf in leaves]],
@@ -156,6 +157,7 @@ def per_group(
     """
 
     def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
+        scope = scope.or_else(norm.axis_name)
         tree = labels(updates) if callable(labels) else labels
         label_of = spread_prefix(tree, updates, "The labels have")
         known = (jax.tree.leaves(tree) if label_of else ()) or groups
@@ -311,6 +313,7 @@ def _per_slice(
     axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm, *, alone: bool = False
 ) -> Scoped:
     def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
+        scope = scope.or_else(norm.axis_name)
         treedef = jax.tree.structure(measurable(updates))
         leaves = scope.leaves(updates)
         kept = [_kept(axes(leaf.path, leaf.array), leaf.path, leaf.array) for leaf in leaves]

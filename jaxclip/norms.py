@@ -27,7 +27,8 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Inexact, Int
 
 from .bits import magnitude, normal_size
-from .devices import Across, Names, devices, over_devices
+from .devices import Across, Names, along, devices, over_devices
+from .devices import across as across_devices
 
 Block = Sequence[Inexact[Array, "..."]]
 Axes = tuple[int, ...]
@@ -40,10 +41,12 @@ class Norm:
     Attributes:
       ord: $p$, from 1 to infinity.
       mean: divide the sum by the number of entries, as the root mean square does.
+      axis_name: the mapped axes that it is across, where a clip is given none; `across` sets it.
     """
 
     ord: float
     mean: bool = False
+    axis_name: Names | None = None
 
     def __call__(
         self, blocks: Sequence[Block], kept: Sequence[Axes], over: Sequence[Across] = ()
@@ -53,10 +56,12 @@ class Norm:
         Args:
           blocks: the arrays of each block.
           kept: the axes that each block keeps.
-          over: what each block is measured across; nothing by default.
+          over: what each block is measured across; by default the mapped axes of the norm.
         """
         blocks = [list(block) for block in blocks]
-        over = over or [Across((), (1,) * len(block)) for block in blocks]
+        over = over or across_devices(
+            [[along(self.axis_name or (), x) for x in block] for block in blocks]
+        )
         # What crosses the same devices takes the same branch on all of them: a collective in a
         # branch that other devices do not take would wait for ever.
         alike: dict[Names, list[int]] = {}
@@ -102,6 +107,39 @@ def lp(ord: float) -> Norm:
     if not ord >= 1:
         raise ValueError(f"`ord` is {ord}, but a norm has 1 <= ord <= inf. Use 1, 2 or `math.inf`.")
     return Norm(ord)
+
+
+def across(norm: Norm, axis_name: str | Sequence[str]) -> Norm:
+    r"""The norm of blocks that `shard_map` or `pmap` has spread over devices.
+
+    $$\|x\|_p = \Big(\sum_d \sum_i |x_{d,i}|^p\Big)^{1/p}$$ over the devices $d$ of the named axes.
+    It is for measures of your choice what `axis_name=` is for a clip, which goes before it. Under
+    `shard_map`, which tracks what varies over which axis, an array that is replicated along one is
+    counted once. Under `pmap`, and under `shard_map(check_vma=False)`, nothing tracks it, and every
+    array is taken for a shard.
+
+    Args:
+      norm: the norm of one device's share.
+      axis_name: one or more mapped axes.
+
+    Returns:
+      The norm over all devices, equal on all of them. Outside of such a map it raises `NameError`.
+
+    Raises:
+      TypeError: `axis_name` is no name and no names.
+
+    Examples:
+      >>> import jaxclip
+      >>> from jaxclip import measures, norms
+      >>> tx = jaxclip.clip(measures.whole(norms.across(norms.linf, "data")), 1.0)
+    """
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"`axis_name` is {axis_name!r}, but a norm is across mapped axes by name. Give a name "
+            "or names here, and a `PartitionSpec` or a tree to the clip, as `axis_name=`."
+        )
+    return dataclasses.replace(norm, axis_name=names)
 
 
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
-from .devices import Across, Names, across, devices, is_tracked, union, varying
+from .devices import Across, Names, across, along, devices, union, varying
 from .leaves import Path, is_measured, leaves_with_path
 
 AxisName = PyTree[str | tuple[str, ...] | PartitionSpec | None]
@@ -58,6 +58,12 @@ class Scope:
 
     axis_name: AxisName = None
     shapes_only: bool = False
+
+    def or_else(self, axis_name: AxisName) -> "Scope":
+        """This scope; where it names no axis, with those that a norm is across."""
+        return (
+            self if self.axis_name is not None else dataclasses.replace(self, axis_name=axis_name)
+        )
 
     def leaves(self, updates: optax.Updates) -> list[Leaf]:
         """The leaves that have a norm, in order."""
@@ -148,7 +154,7 @@ class Scope:
         """Those of the names over which `x` varies, or may vary, where nothing tracks it."""
         if self.shapes_only:
             names = tuple(name for name in names if _is_mapped(name))
-        return union([tuple(n for n in names if not is_tracked(n) or n in varying(x))])
+        return along(names, x)
 
     def _refuse_name(self, leaf: Leaf, over: Names, because: str) -> None:
         raise ValueError(

@@ -225,6 +225,74 @@ def test_norms_do_not_lose_what_is_not_finite_on_a_shard(bad):
                 assert np.isnan(value) == np.isnan(bad), (name, shard)
 
 
+def _mapped(one, way):
+    """`one(shard, replicated)` on 8 devices; what it returns is the same on each."""
+    if way == "pmap":
+        run = jax.pmap(one, axis_name="d", in_axes=(0, None))
+        return lambda x, r: jax.tree.map(lambda out: out[0], run(x[:, None], r))
+    return jax.jit(
+        jax.shard_map(
+            one,
+            mesh=jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,)),
+            in_specs=(P("d"), P()),
+            out_specs=P(),
+            check_vma=way == "tracked",
+        )
+    )
+
+
+@pytest.mark.parametrize("way", ["tracked", "untracked", "pmap"])
+def test_norms_across_for_measures_of_ones_choice(way):
+    """A replicated leaf is counted once where types say that it is, and 8 times elsewhere."""
+    shares, replicated = jnp.arange(1.0, 9.0).at[5].set(-20), jnp.array([3.0])
+    found = np.concatenate([shares, *[replicated] * (1 if way == "tracked" else 8)])
+    txs = {
+        name: jaxclip.clip(measures.whole(norms.across(norm, "d")), 1e-3)
+        for name, norm in NORMS.items()
+    }
+    states = {name: tx.init([shares[:1], replicated]) for name, tx in txs.items()}  # no map here
+
+    def one(x, r):
+        after = {name: tx.update([x, r], states[name])[1] for name, tx in txs.items()}
+        own = {name: norms.across(norm, ["d"])([[x, r]], [()])[0] for name, norm in NORMS.items()}
+        return own, {name: jaxclip.metrics(state)["clip"] for name, state in after.items()}
+
+    run = _mapped(one, way)
+    own, metrics = run(shares, replicated)
+    for name in NORMS:
+        for norm in (own[name], metrics[name].norm):
+            np.testing.assert_allclose(norm, _true(name, found), rtol=1e-6)
+    for shard in range(8):
+        _, metrics = run(shares.at[shard].set(jnp.nan), replicated)
+        assert all(np.isnan(one.norm) and one.nonfinite == 1 for one in metrics.values())
+
+
+def test_norms_across_by_every_measure_and_after_what_the_clip_is_given():
+    norm = norms.across(norms.linf, "d")
+    x = jnp.arange(8.0)
+
+    def run(measure, **options):
+        tx = jaxclip.clip(measure, 1.0, **options)
+        return _mapped(lambda x, r: jaxclip.metrics(tx.update(x, tx.init(x))[1]), "tracked")(x, x)
+
+    for measure in (
+        measures.per_leaf(norm),
+        measures.per_group("all", norm),
+        measures.Scoped(lambda g, scope: measures.whole(norm)(g, scope)),
+        lambda g: measures.whole(norm)(g),
+    ):
+        assert run(measure)["clip"].norm == 7
+    with pytest.raises(ValueError, match="out_specs"):  # each device has a norm of its own
+        run(measures.whole(norm), axis_name=())
+    with pytest.raises(ValueError, match="which axis of the array is spread"):
+        tx = jaxclip.clip(measures.per_slice(0, norm), 1.0)
+        _mapped(lambda x, r: tx.update(x, tx.init(x))[0], "tracked")(jnp.ones((8, 2)), x)
+    with pytest.raises(TypeError, match="`PartitionSpec` or a tree to the clip"):
+        norms.across(norms.l2, P(None, "d"))
+    with pytest.raises(NameError, match="d"):
+        norm([[x]], [()])
+
+
 def test_norms_of_sharded_arrays_cost_one_scalar_all_reduce():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.device_put(jnp.ones((8, 8)), jax.NamedSharding(mesh, P("data")))
