@@ -77,6 +77,7 @@ def parts(method: Callable, module: str) -> list[str]:
         for name, function in vars(getattr(jaxclip, module)).items()
         if inspect.isfunction(function) and ">>>" in (function.__doc__ or "")
     }
+    names.pop(jaxclip.thresholds.as_threshold, None)  # makes one of what is given
     return list(dict.fromkeys(names[x] for x in functions_in(method) if x in names))
 
 

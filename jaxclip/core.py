@@ -12,6 +12,7 @@ be, a shrink what to do about it. A clipping method is a choice of the three:
     drop_spikes(4.0)         = clip(measures.whole(), thresholds.ema(4.0, decay=0.99), shrinks.drop)
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
@@ -29,7 +30,7 @@ from .devices import Names
 from .leaves import Factor, donatable, is_none, scale
 from .measures import FullRange, Measure, Norms, apply_factors, whole, within
 from .norms import lp, working_dtype
-from .scope import AxisName, Scope
+from .scope import AxisName, Mask, Scope
 from .shrinks import Nonfinite, Shrink, block_factor
 from .thresholds import LimitLike, check_number
 from .thresholds.tree import limit_tree
@@ -40,6 +41,8 @@ class NonfiniteOptions(TypedDict, total=False):
 
     nonfinite: Nonfinite
     axis_name: AxisName
+    measure_mask: Mask
+    apply_mask: Mask
     name: str
 
 
@@ -71,6 +74,8 @@ def clip(
     *,
     nonfinite: Nonfinite = "propagate",
     axis_name: AxisName = None,
+    measure_mask: Mask = None,
+    apply_mask: Mask = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies every block of the updates by a factor.
@@ -90,6 +95,12 @@ def clip(
         updates. Norms and metrics are those of all devices along them, and the same on each. `()`
         is for a device that is on its own. Where nothing is said, `shard_map` must not know that
         a leaf varies.
+      measure_mask: which leaves are measured: a tree of bools that is a prefix of the updates, or
+        a function of the path, such as `lambda path: "router" in path`, where the path of a leaf
+        is a string such as `"layers/0/kernel"`. None is all. A leaf that is not measured counts
+        in no norm, and is scaled by that of its group or of the whole tree.
+      apply_mask: which leaves are scaled, likewise. Blocks within a leaf, as entries and units and
+        the leaf itself, want it in both masks; what is in one alone has no block and passes.
       name: the key of this clip in `jaxclip.metrics`.
 
     Returns:
@@ -114,8 +125,9 @@ def clip(
     check_nonfinite(nonfinite)
     _check_parts(measure, threshold, shrink)
     thresholds = limit_tree(threshold)
-    shapes_only = within(measure, Scope(axis_name, shapes_only=True))
-    measure = within(measure, Scope(axis_name))
+    scope = Scope(axis_name, measure_mask, apply_mask)
+    shapes_only = within(measure, dataclasses.replace(scope, shapes_only=True))
+    measure = within(measure, scope)
 
     def init(params: optax.Params) -> ClipState:
         norms = jax.eval_shape(lambda updates: shapes_only(updates)[0], params)
@@ -167,7 +179,12 @@ def global_norm(tree: PyTree, ord: float = 2, *, axis_name: AxisName = None) -> 
       >>> print(f"{global_norm(gradient):.3g}")
       1e+26
     """
-    return whole(lp(ord))(tree, Scope(axis_name))[0]
+    return measured_norm(tree, Scope(axis_name), ord)
+
+
+def measured_norm(tree: PyTree, scope: Scope, ord: float = 2) -> Array:
+    """The norm of the leaves of a tree that are measured."""
+    return whole(lp(ord))(tree, scope)[0]
 
 
 def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
@@ -198,6 +215,11 @@ def scale_to_norm(tree: PyTree, norm: Any, limit: Any) -> PyTree:
     limit = not_negative(jnp.asarray(check_number("limit", limit), norm.dtype))
     factor = block_factor(shrinks.hard, norm, limit, "propagate")
     return jax.tree.map(lambda x: scale(x, factor), tree)
+
+
+def scope_of(options: NonfiniteOptions) -> Scope:
+    """What the options of a method say about the leaves."""
+    return Scope(options.get("axis_name"), options.get("measure_mask"), options.get("apply_mask"))
 
 
 def check_nonfinite(nonfinite: Any) -> None:

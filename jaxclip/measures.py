@@ -74,15 +74,31 @@ class Scoped:
         return self.measure(updates, scope)
 
 
+def by_leaf(measure: Callable[[optax.Updates, Scope], tuple[Norms, FullRange]]) -> Scoped:
+    """A measure whose blocks lie within leaves, so that a leaf is measured and scaled, or neither.
+
+    Args:
+      measure: a function `(updates, scope) -> (norms, rescale)`, which gets None for what is not.
+    """
+
+    def measure_own(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
+        norms, rescale = measure(scope.own(updates), scope)
+        return norms, FullRange(lambda f: replace_measured(updates, rescale(f)), rescale.apart)
+
+    return Scoped(measure_own)
+
+
 def within(measure: Measure, scope: Scope) -> Measure:
     """The measure, told the scope."""
     if isinstance(measure, Scoped):
         return functools.partial(measure, scope=scope)
-    if scope.axis_name is not None:
+    options = {name: getattr(scope, name) for name in ("axis_name", "measure_mask", "apply_mask")}
+    said = [name for name, option in options.items() if option is not None]
+    if said:
         raise TypeError(
-            f"`axis_name` is {scope.axis_name!r}, but the measure is a function of your own, which "
-            "cannot be told. Make it `measures.Scoped(f)` with `f(updates, scope)`, and hand the "
-            "scope on to the measures that it is made of."
+            f"`{said[0]}` is {options[said[0]]!r}, but the measure is a function of your "
+            "own, which cannot be told. Make it `measures.Scoped(f)` with `f(updates, scope)`, and "
+            "hand the scope on to the measures that it is made of."
         )
     return measure
 
@@ -120,7 +136,8 @@ def whole(norm: norms.Norm = norms.l2) -> Scoped:
             [()],
             over_blocks([[scope.spread(leaf) for leaf in leaves]]),
         )
-        return value, FullRange(lambda f: jax.tree.map(lambda x: scale(x, f), updates))
+        number = len(jax.tree.leaves(updates))
+        return value, FullRange(lambda f: scope.scaled(updates, [f] * number))
 
     return Scoped(measure)
 
@@ -171,10 +188,7 @@ def per_group(
         )
 
         def rescale(factors: Factors) -> optax.Updates:
-            leaves, treedef = jax.tree.flatten(updates)
-            return treedef.unflatten(
-                [scale(x, factors[k]) for k, x in zip(label_of, leaves, strict=True)]
-            )
+            return scope.scaled(updates, [factors[label] for label in label_of])
 
         return dict(zip(members, values, strict=True)), FullRange(rescale)
 
@@ -301,12 +315,12 @@ def singular_values() -> Scoped:
                 recompose((left, factor.second * values, right), factor.first, x)
                 for (left, values, right), factor, x in zip(parts, all_factors, leaves, strict=True)
             ]
-            return replace_measured(updates, treedef.unflatten(new))
+            return treedef.unflatten(new)
 
         values = [at_least_normal(values) for _, values, _ in parts]
         return treedef.unflatten(values), FullRange(rescale)
 
-    return Scoped(measure)
+    return by_leaf(measure)
 
 
 def _per_slice(
@@ -334,7 +348,7 @@ def _per_slice(
 
         return treedef.unflatten(values), FullRange(rescale, [one.apart for one in spread])
 
-    return Scoped(measure)
+    return by_leaf(measure)
 
 
 def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:

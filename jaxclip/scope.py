@@ -1,20 +1,23 @@
-"""What a clip is told about the leaves of a tree: the devices that each of them is spread over."""
+"""What a clip is told about the leaves of a tree: which of them count, and where they lie."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.tree_util import keystr
 from jaxtyping import Array, PyTree
 
 from .devices import Across, Names, across, along, devices, union, varying
-from .leaves import Path, is_measured, leaves_with_path
+from .leaves import Path, is_measured, leaves_with_path, scale
 
 AxisName = PyTree[str | tuple[str, ...] | PartitionSpec | None]
+Mask = PyTree[bool] | Callable[[str], bool] | None
 
 
 class Spread(NamedTuple):
@@ -52,11 +55,15 @@ class Scope:
 
     Attributes:
       axis_name: the mapped axes that leaves are spread over, a tree that is a prefix of theirs.
+      measure_mask: which leaves are measured, such a tree or a function of the path; None is all.
+      apply_mask: which leaves are scaled, likewise.
       shapes_only: whether nothing but shapes is wanted, as by `init`, which may run outside of the
         map that has these axes.
     """
 
     axis_name: AxisName = None
+    measure_mask: Mask = None
+    apply_mask: Mask = None
     shapes_only: bool = False
 
     def or_else(self, axis_name: AxisName) -> "Scope":
@@ -66,14 +73,30 @@ class Scope:
         )
 
     def leaves(self, updates: optax.Updates) -> list[Leaf]:
-        """The leaves that have a norm, in order."""
+        """The leaves that are measured, in order."""
+        measured = _chosen(self.measure_mask, updates, "measure_mask")
         entries, _ = leaves_with_path(updates)
         said = spread_prefix(self.axis_name, updates, "`axis_name` has", is_axis_name)
         return [
             Leaf(k, path, jnp.asarray(x), names)
             for k, ((path, x), names) in enumerate(zip(entries, said, strict=True))
-            if is_measured(x)
+            if is_measured(x) and measured[k]
         ]
+
+    def scaled(self, updates: optax.Updates, factors: Sequence[Any]) -> optax.Updates:
+        """The updates, of which those leaves that are to be scaled have a factor each."""
+        leaves, treedef = jax.tree.flatten(updates)
+        applied = _chosen(self.apply_mask, updates, "apply_mask")
+        each = zip(leaves, factors, applied, strict=True)
+        return treedef.unflatten([scale(x, f) if apply else x for x, f, apply in each])
+
+    def own(self, updates: optax.Updates) -> optax.Updates:
+        """The updates, with None for leaves that are not both measured and scaled."""
+        leaves, treedef = jax.tree.flatten(updates)
+        measured = _chosen(self.measure_mask, updates, "measure_mask")
+        applied = _chosen(self.apply_mask, updates, "apply_mask")
+        both = zip(leaves, measured, applied, strict=True)
+        return treedef.unflatten([x if one and other else None for x, one, other in both])
 
     def spread(self, leaf: Leaf, kept: Sequence[int] = (), *, alone: bool = False) -> Spread:
         """The mapped axes that a leaf is spread over.
@@ -182,6 +205,25 @@ def over_blocks(spread: Sequence[Sequence[Spread]]) -> list[Across]:
     return across([[one.blocks for one in block] for block in spread], apart)
 
 
+def _chosen(mask: Mask, tree: PyTree, name: str) -> list[bool]:
+    """Whether each leaf of a tree is in a mask."""
+    entries, _ = leaves_with_path(tree)
+    if mask is None:
+        return [True] * len(entries)
+    if callable(mask) and jax.tree_util.all_leaves([mask]):  # a tree may be callable, in Equinox
+        given = [mask(keystr(path, simple=True, separator="/")) for path, _ in entries]
+    else:
+        given = spread_prefix(mask, tree, f"`{name}` has")
+    for (path, _), one in zip(entries, given, strict=True):
+        if not isinstance(one, bool | np.bool_):
+            raise TypeError(
+                f"`{name}` is {one!r} for the leaf {keystr(path) or 'itself'}. Give True or False "
+                "for every leaf or subtree, or a function of the path, such as "
+                '`lambda path: "router" in path`.'
+            )
+    return [bool(one) for one in given]
+
+
 def is_axis_name(x: Any) -> bool:
     """Whether `x` says which mapped axes a leaf is spread over, and is no tree of such."""
     names = type(x) is tuple and all(isinstance(name, str) for name in x)
@@ -238,4 +280,4 @@ def _is_mapped(name: str) -> bool:
 
 
 def _the(leaf: Leaf) -> str:
-    return f"The leaf {jax.tree_util.keystr(leaf.path) or 'itself'}"
+    return f"The leaf {keystr(leaf.path) or 'itself'}"

@@ -1,5 +1,6 @@
 """Projections of the parameters: clips of what the parameters will be, last in a chain."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -37,8 +38,8 @@ def clip_weights(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`; it is the update that becomes
-        nan or zero where the parameter would be nan or infinite.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`; it is the update
+        that becomes nan or zero where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -78,8 +79,8 @@ def clip_weights_by_fan_in(
         kernel beside it, has that kernel's. An `embedding` has its last axis, as in its
         initialization. All else is left alone. The
         `[out, in]` kernels of Equinox and kernels that `scan` stacked want a function.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`; it is the update that becomes
-        nan or zero where the parameter would be nan or infinite.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`; it is the update
+        that becomes nan or zero where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -150,17 +151,18 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
     r"""Blocks are entries, and their norms $\sqrt{\mathrm{fan\_in}}\,|w|$."""
 
     def measure(params: optax.Params, scope: Scope) -> tuple[measures.Norms, measures.FullRange]:
+        everything = dataclasses.replace(scope, measure_mask=None)
         inputs_of = fan_in or _of_kernels(
-            {leaf.path: scope.shape(leaf) for leaf in scope.leaves(params)}
+            {leaf.path: everything.shape(leaf) for leaf in everything.leaves(params)}
         )
 
         def weight(path: leaves.Path, x: Array) -> Array | None:
             inputs = inputs_of(path, x) if leaves.is_measured(x) else None
             return None if inputs is None else jnp.sqrt(count(inputs, working_dtype(x.real.dtype)))
 
-        entries, treedef = leaves.leaves_with_path(params)
+        entries, treedef = leaves.leaves_with_path(scope.own(params))
         weights = treedef.unflatten([weight(path, x) for path, x in entries])
-        bounded = jax.tree.map(lambda x, w: None if w is None else x, params, weights)
+        bounded = jax.tree.map(lambda x, w: None if w is None else x, scope.own(params), weights)
         norms, rescale = measures.per_entry()(bounded, scope)
 
         def rescale_all(factors: measures.Factors) -> optax.Params:

@@ -11,9 +11,8 @@ from jaxtyping import Array, Int, PyTree
 from . import norms
 from .arguments import check_leaves, check_state
 from .clip_metrics import ClipMetrics, initial, observe
-from .core import global_norm
+from .core import global_norm, measured_norm
 from .leaves import as_arrays, donatable, is_measured, is_none
-from .measures import whole
 from .scope import AxisName, Scope
 from .thresholds import check_choice, check_number
 from .thresholds.base import check_whole_number
@@ -326,4 +325,4 @@ def _frozen(skip: Array, before: Any, after: Any) -> Any:
 
 
 def _dtype(params: optax.Params) -> jnp.dtype:
-    return jax.eval_shape(lambda p: whole()(p, Scope(shapes_only=True))[0], params).dtype
+    return jax.eval_shape(lambda p: measured_norm(p, Scope(shapes_only=True)), params).dtype

@@ -276,6 +276,39 @@ def test_contract_leaves_spread_over_a_map(case):
 
 
 @METHOD
+def test_contract_measures_some_leaves_and_scales_some(case):
+    """What is in neither mask might not be there; what is not measured goes with its group."""
+    inside = {"conv": True, "temperature": False}
+    both = case.make(measure_mask=lambda path: path.startswith("conv/"), apply_mask=inside)
+    measured = case.make(measure_mask=inside)
+    applied = case.make(apply_mask=lambda path: path != "temperature")
+    gradient, alone = tree(size=10.0), case.make()
+
+    def first(tx, updates):
+        params = {part: PARAMS[part] for part in updates}
+        return tx.update(updates, tx.init(params), params)
+
+    @jax.jit
+    def update(gradient):
+        conv = {"conv": gradient["conv"]}
+        whole = [first(tx, gradient) for tx in (both, measured, applied, alone)]
+        return *whole, first(alone, conv)
+
+    (out, state), (of_measured, _), (of_applied, _), everything, without = update(gradient)
+    assert same_bits(out["temperature"], gradient["temperature"])
+    close(out["conv"], without[0]["conv"])
+    close(jaxclip.metrics(state), jaxclip.metrics(without[1]))
+    close(of_measured["conv"], out["conv"])
+    factor = out["conv"]["bias"][0] / gradient["conv"]["bias"][0]
+    goes_with = case.blocks in ("whole", "group") and case.method is not jaxclip.adagc
+    expected = gradient["temperature"] * (factor if goes_with else 1)
+    np.testing.assert_allclose(of_measured["temperature"], expected, rtol=1e-6)
+    assert same_bits(of_applied["temperature"], gradient["temperature"])
+    if case.method is not jaxclip.adagc:  # of which a leaf that is not scaled is not measured
+        close(of_applied["conv"], everything[0]["conv"])
+
+
+@METHOD
 def test_contract_says_what_it_was_not_told_of_a_map(case):
     """Under `shard_map` and `pmap`, where each device has a gradient of its own."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

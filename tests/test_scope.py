@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxclip
-from tests.helpers import close, same_bits
+from tests.helpers import close, framework_trees, same_bits
 
 KERNEL = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8)), jnp.float32)
 
@@ -237,3 +237,63 @@ def test_scope_does_not_change_an_update_outside_of_a_map():
     tree = {"w": KERNEL, "b": KERNEL[0]}
     local = clip(jaxclip.clip_by_global_norm(0.5, axis_name=()), tree)
     assert same_bits(local, clip(jaxclip.clip_by_global_norm(0.5), tree))
+
+
+def test_scope_masks_say_what_they_do_not_understand():
+    tree = {"w": KERNEL, "b": KERNEL[0]}
+    for mask in ({"w": 1, "b": True}, lambda path: None):
+        with pytest.raises(TypeError, match=r"`measure_mask` is .* True or False"):
+            clip(jaxclip.clip_by_global_norm(0.5, measure_mask=mask), tree)
+    with pytest.raises(ValueError, match=r"`apply_mask` has the structure.* no prefix"):
+        clip(jaxclip.clip_by_global_norm(0.5, apply_mask={"w": True}), tree)
+    with pytest.raises(TypeError, match="a function of your own"):
+        jaxclip.clip(lambda g: (g, lambda f: f), 1.0, apply_mask=False)
+
+
+def test_scope_masks_by_path_in_every_tree():
+    """The path is that of the leaf at `init` and at every update, in Flax NNX as well."""
+    for params, gradient in framework_trees():
+        seen: list[str] = []
+        tx = jaxclip.clip_by_leaf_norm(
+            0.5, measure_mask=lambda path, seen=seen: not seen.append(path)
+        )
+        state = jax.eval_shape(tx.init, params)
+        at_init = sorted(set(seen))
+        seen.clear()
+        jax.eval_shape(tx.update, gradient, state)
+        assert sorted(set(seen)) == at_init
+        assert all(isinstance(path, str) and "[" not in path for path in seen)
+
+
+def test_scope_masks_of_nothing_leave_everything_alone():
+    for make in (jaxclip.clip_by_global_norm, jaxclip.clip_by_leaf_norm, jaxclip.clip_by_value):
+        for masks in ({"measure_mask": False}, {"apply_mask": lambda path: False}):
+            out, state = clip(make(0.5, **masks), [KERNEL])
+            assert same_bits(out, [KERNEL])
+            assert jaxclip.metrics(state)["clip"].nonfinite == 0
+
+
+def test_scope_masks_and_a_tree_of_limits():
+    tx = jaxclip.clip_by_leaf_norm({"w": 0.5, "b": 2.0}, measure_mask={"w": True, "b": False})
+    tree = {"w": KERNEL, "b": KERNEL[0] * 100}
+    out, state = clip(tx, tree)
+    assert same_bits(out["b"], tree["b"])
+    np.testing.assert_allclose(jaxclip.global_norm(out["w"]), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(jaxclip.metrics(state)["clip"].limit, 0.5)
+
+
+def test_scope_a_nan_outside_of_the_mask_does_not_stop_the_others():
+    """It is not measured, and so not hidden by the norm of the others either."""
+    tree = {"w": KERNEL, "router": KERNEL[0].at[0].set(jnp.nan)}
+    tx = jaxclip.clip_by_global_norm(0.5, measure_mask=lambda path: "router" not in path)
+    out, _ = clip(tx, tree)
+    np.testing.assert_allclose(jaxclip.global_norm(out["w"]), 0.5, rtol=1e-6)
+    assert np.isnan(out["router"][0]) and np.all(np.isfinite(out["router"][1:]))
+
+
+def test_scope_agc_leaves_the_last_layer_alone_by_one_argument():
+    tree = {"body": KERNEL, "head": KERNEL}
+    tx = jaxclip.adaptive_grad_clip(0.01, apply_mask=lambda path: "head" not in path)
+    out, _ = clip(tx, tree)
+    assert same_bits(out["head"], KERNEL)
+    close(out["body"], clip(jaxclip.adaptive_grad_clip(0.01), KERNEL)[0])

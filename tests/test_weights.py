@@ -169,3 +169,11 @@ def test_weights_fan_in_is_that_of_all_devices():
     )
     with pytest.raises(ValueError, match=r"its shape over all devices is wanted.*`PartitionSpec`"):
         jax.eval_shape(run, kernel)
+
+
+def test_weights_fan_in_of_a_bias_whose_kernel_is_left_alone():
+    tree = {"kernel": 3 * jnp.ones((4, 8)), "bias": 9 * jnp.ones(8)}
+    tx = jaxclip.clip_weights_by_fan_in(1.0, measure_mask={"kernel": False, "bias": True})
+    out, _ = tx.update(tree, tx.init(tree), tree)
+    assert same_bits(out["kernel"], tree["kernel"])
+    np.testing.assert_allclose(tree["bias"] + out["bias"], np.full(8, 0.5))

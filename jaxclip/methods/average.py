@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array
 
 from .. import measures, shrinks, thresholds
-from ..core import ClipOptions, NonfiniteOptions, clip, global_norm
+from ..core import ClipOptions, NonfiniteOptions, clip, measured_norm, scope_of
 from ..thresholds import Feed, LimitLike, Now, Number, Threshold, as_threshold, check_choice
 from ..thresholds.averages import second_moment
 from ..thresholds.base import check_number, check_warmup
@@ -44,7 +44,7 @@ def zclip(
       feed: what enters the moments: the `"clipped"` norm, as the authors have it, which never
         follows a lasting change of level; the `"raw"` norm, which does; or, with `"within_limit"`,
         only norms that are no outliers (their `skip_update_on_spike`).
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation; its state holds two numbers and a counter.
@@ -88,7 +88,7 @@ def adagc(
       feed: what enters $\gamma$. `"clipped"` is the paper: a lasting change of level takes many
         hundreds of steps to be followed. With `"raw"` $\gamma$ is the mean norm of the warm-up, and
         takes in $\|g_l\|$ then, which follows within a few half-lives.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter for every array. Its `update` takes
@@ -104,7 +104,7 @@ def adagc(
       times smaller than that of the neighboring steps is left out of the smallest.
     """
     check_choice("feed", feed, "clipped", "raw")
-    axis_name = options.get("axis_name")
+    scope = scope_of(options)
     steps = max(warmup - 1, 0) if isinstance(check_warmup(warmup), int) else warmup - 1
     own = thresholds.ema(
         ratio,
@@ -120,7 +120,7 @@ def adagc(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         if extra_args.get("grad_norm") is None:
-            extra_args["grad_norm"] = global_norm(updates, axis_name=axis_name)
+            extra_args["grad_norm"] = measured_norm(updates, scope)
         return inner.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -158,7 +158,7 @@ def clip_by_norm_ratio(
       decay: $\beta$, from 0 to 1; OLMo takes the larger of the two of its Adam.
       feed: what enters $\gamma$: the `"clipped"` norm, or the `"raw"` one, which follows a lasting
         change of level faster.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter for every array.
@@ -194,7 +194,7 @@ def spam_clip(
       warmup: the first step that has a limit.
       feed: what enters $v$: the `"clipped"` entries, as the authors have it, or the `"raw"` ones,
         which follow a lasting change of level.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation; its state is as large as the parameters.
@@ -226,7 +226,7 @@ def limit_norm_growth(
       growth: $\gamma$.
       feed: whether it is the `"clipped"` norm of the step before that counts, as in the papers, or
         the `"raw"` one: after a gradient of zero, the first needs thousands of steps to come back.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter for every array.
@@ -262,7 +262,7 @@ def drop_spikes(
       feed: what enters $\gamma$ of a spike: at most the limit, with `"clipped"`, so that a lasting
         change of level is accepted in time; all of it, with `"raw"`; nothing, with
         `"within_limit"`.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter.

@@ -25,7 +25,7 @@ def clip_by_global_norm(
       limit: $\tau$.
       ord: $p$, from 1 to `math.inf`.
       eps: $\epsilon$; `1e-6` is what PyTorch has.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation.
@@ -55,7 +55,7 @@ def clip_by_leaf_norm(
     Args:
       limit: $\tau$; a tree of limits may tell the arrays apart, None meaning unlimited.
       ord: $p$, from 1 to `math.inf`.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation.
@@ -90,7 +90,7 @@ def clip_by_group_norm(
         function from the parameters to one.
       limits: $\tau_k$ for every label $k$; None means unlimited.
       ord: $p$, from 1 to `math.inf`.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation.
@@ -132,7 +132,7 @@ def clip_by_unit_norm(
         `(path, leaf)`; of a vector, `-1` makes every entry a unit. None is the last axis, and
         vectors are one unit.
       ord: $p$, from 1 to `math.inf`.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation.
@@ -158,7 +158,7 @@ def clip_by_block_rms(
 
     Args:
       limit: $\tau$.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation.
@@ -186,7 +186,7 @@ def normalize_by_global_norm(
 
     Args:
       norm: $\tau$. A gradient that is zero stays zero.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation.
@@ -214,7 +214,7 @@ def smooth_clip_by_global_norm(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation.

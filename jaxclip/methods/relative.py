@@ -36,8 +36,8 @@ def adaptive_grad_clip(
         `(path, leaf)`. None is the last axis, where Flax and Haiku have the outputs of dense and
         convolutional kernels, of rank 3 as of any other; scalars and vectors, also those with
         further axes of length 1 such as a kernel `[1, n]`, are one unit, as for the authors. They
-        leave the last layer unclipped: wrap with `optax.masked`.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+        leave the last layer unclipped: `apply_mask=lambda path: "head" not in path`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation; its `update` needs `params`.
@@ -58,7 +58,7 @@ def adaptive_grad_clip(
       Brock, De, Smith, Simonyan 2021, arXiv 2102.06171; `optax.adaptive_grad_clip`, which keeps
       two axes of a kernel of rank 3.
     """
-    measure = measures.Scoped(_units) if axes is None else measures.per_unit(axes)
+    measure = measures.by_leaf(_units) if axes is None else measures.per_unit(axes)
     return clip(measure, thresholds.relative(ratio, eps=eps), **options)
 
 
@@ -83,7 +83,7 @@ def clippy(
     Args:
       relative: $\lambda$.
       absolute: $\kappa$. A single weight that is zero holds its whole array back to about it.
-      **options: `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation, to be chained after the learning rate; its `update` needs `params`. Its
@@ -153,7 +153,7 @@ def _against(bound: Callable[[Array], Array], params: optax.Params) -> measures.
 
         return ratios, measures.FullRange(rescale_all)
 
-    return measures.Scoped(measure)
+    return measures.by_leaf(measure)
 
 
 def _smallest(dtype: jnp.dtype) -> Any:

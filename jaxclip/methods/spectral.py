@@ -14,11 +14,18 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .. import shrinks
 from ..bits import largest_exponent, times_power_of_two
-from ..core import ClipOptions, ClipState, Nonfinite, check_update, clip, next_state
+from ..core import (
+    ClipOptions,
+    ClipState,
+    NonfiniteOptions,
+    check_update,
+    clip,
+    next_state,
+    scope_of,
+)
 from ..leaves import measurable, replace_measured
 from ..measures import singular_values
 from ..norms import rms
-from ..scope import AxisName, Scope
 from ..shrinks import Shrink
 from ..singular import everywhere, in_parts, like, matrix, matrix_shape, with_whole_columns
 from ..thresholds import LimitLike, check_choice
@@ -67,7 +74,7 @@ def clip_singular_values(
         all on each of them, `"newton_schulz"` nothing if it is spread over its longer axis (of a
         square matrix, the first), nor on explicit axes over one axis; otherwise it gathers the
         shorter axis once under `jax.set_mesh`, and without a mesh in context at every product.
-      **options: `shrink`, `nonfinite`, `axis_name` and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
       The transformation. Its metrics are of the singular values.
@@ -95,9 +102,7 @@ def clip_singular_values(
 def _by_products(
     limit: PyTree[LimitLike | None],
     shrink: Shrink = shrinks.hard,
-    nonfinite: Nonfinite = "propagate",
-    axis_name: AxisName = None,
-    name: str = "clip",
+    **options: Unpack[NonfiniteOptions],
 ) -> optax.GradientTransformationExtraArgs:
     if shrink not in _MATRIX_SHRINKS:
         raise ValueError(
@@ -109,14 +114,16 @@ def _by_products(
             "`limit` is a threshold, which wants to see singular values, and `newton_schulz` knows "
             'none. Give a number, an array or a schedule, or the method "svd".'
         )
-    thresholds, scope = limit_tree(limit), Scope(axis_name)
-    bad = 0 if nonfinite == "zero" else jnp.nan
+    thresholds, scope = limit_tree(limit), scope_of(options)
+    name = options.get("name", "clip")
+    bad = 0 if options.get("nonfinite") == "zero" else jnp.nan
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        structure = jax.tree.structure(measurable(updates))
-        arrays = [scope.undivided(leaf) for leaf in scope.leaves(updates)]
+        own = scope.own(updates)
+        structure = jax.tree.structure(measurable(own))
+        arrays = [scope.undivided(leaf) for leaf in scope.leaves(own)]
         before = check_update(updates, state, params, name)
         limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
         clipped, beyond, numbers = [], [], []
@@ -136,10 +143,8 @@ def _by_products(
             state, name, state.thresholds, [*sizes, seen_limit], share
         )
 
-    by_svd = clip(
-        singular_values(), limit, shrink, nonfinite=nonfinite, axis_name=axis_name, name=name
-    )
-    return optax.GradientTransformationExtraArgs(by_svd.init, update)
+    init = clip(singular_values(), limit, shrink, **options).init
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _clipped_array(

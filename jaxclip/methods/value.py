@@ -1,7 +1,7 @@
 """Clipping by value, which has a way of its own: every block is one entry."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..bits import exponent, magnitude, no_larger, times_power_of_two
 from ..clip_metrics import share
-from ..core import ClipState, Nonfinite, check_update, clip, next_state
+from ..core import ClipState, NonfiniteOptions, check_update, clip, next_state, scope_of
 from ..devices import across, devices
 from ..leaves import measurable, replace_measured
 from ..measures import per_entry
 from ..norms import l2, rms, working_dtype
-from ..scope import AxisName, Scope
+from ..shrinks import Nonfinite
 from ..thresholds import LimitLike
 from ..thresholds.tree import is_threshold, limit_tree
 from .named import named_method
@@ -23,11 +23,7 @@ from .named import named_method
 
 @named_method()
 def clip_by_value(
-    limit: PyTree[LimitLike | None],
-    *,
-    nonfinite: Nonfinite = "propagate",
-    axis_name: AxisName = None,
-    name: str = "clip",
+    limit: PyTree[LimitLike | None], **options: Unpack[NonfiniteOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every entry to the interval from minus to plus the limit.
 
@@ -37,9 +33,8 @@ def clip_by_value(
 
     Args:
       limit: $\tau$; a tree of limits may tell the arrays apart, None meaning unlimited.
-      nonfinite: as in `clip`; a block is one entry.
-      axis_name: as in `clip`; nothing but the metrics crosses devices.
-      name: as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`; a block is one entry,
+        and nothing but the metrics crosses devices.
 
     Returns:
       The transformation. Its metrics are root mean squares over the entries.
@@ -54,22 +49,23 @@ def clip_by_value(
     Source:
       `optax.clip`, `torch.nn.utils.clip_grad_value_`.
     """
-    by_factor = clip(per_entry(), limit, nonfinite=nonfinite, axis_name=axis_name, name=name)
+    by_factor = clip(per_entry(), limit, **options)
     if any(map(is_threshold, jax.tree.leaves(limit, is_leaf=is_threshold))):
         return by_factor  # a threshold may want to see, and to learn from, every entry
-    thresholds, scope = limit_tree(limit), Scope(axis_name)
+    thresholds, scope = limit_tree(limit), scope_of(options)
+    nonfinite, name = options.get("nonfinite", "propagate"), options.get("name", "clip")
 
     # The same outcome and state, without an array of norms and one of factors.
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays, structure = jax.tree.flatten(measurable(updates))
+        arrays, structure = jax.tree.flatten(measurable(scope.own(updates)))
         before = check_update(updates, state, params, name)
         dtype = before.norm.dtype
         limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
         decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]
         clamped, shrunk = zip(*decided, strict=True) if decided else ((), ())
-        apart = [scope.spread(leaf, alone=True).apart for leaf in scope.leaves(updates)]
+        apart = [scope.spread(leaf, alone=True).apart for leaf in scope.leaves(scope.own(updates))]
         sizes = rms([arrays, clamped], [(), ()], across([apart, apart]))
         entries = [x.size * devices(names) for x, names in zip(arrays, apart, strict=True)]
         limit = mean_limit(limits, entries, dtype)
