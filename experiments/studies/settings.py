@@ -10,6 +10,7 @@ import jax
 import optax
 
 from experiments.studies import stress
+from experiments.tasks.cartpole import CartPole
 from experiments.tasks.char_lm import GPT, CharLm
 from experiments.tasks.mnist import Mnist
 from experiments.tasks.residual import Residual
@@ -134,6 +135,10 @@ SETTINGS = {
             rate=RateSchedule(last_rate=0.0),
         ),
         Setting("temporal_order", TemporalOrder(), norm=0.3, batch_size=20, epochs=4),
+        # Where nothing is learned, the pole stays up for some 10 of 500 steps.
+        Setting(
+            "cartpole", CartPole(), 0.5, optax.adam, learning_rate=0.003, batch_size=16, floor=0.06
+        ),
         LANGUAGE,
         dataclasses.replace(LANGUAGE, name="char_lm_bfloat16", task=CharLm(precision="bfloat16")),
     )
