@@ -31,6 +31,8 @@ CLIPPED = "with a clip"
 AVERAGED = 20  # steps, at the start and in the end
 KINDS = {
     "plain": {},
+    "plain with small weights": {"gain": 0.7},
+    "plain with large weights": {"gain": 2.0},
     "residual": {"residual": True},
     "normalized": {"normalized": True},
     "residual, normalized": {"residual": True, "normalized": True},
@@ -41,9 +43,9 @@ def arms(full: bool) -> Sequence[Arm]:
     """Returns every network with and without a clip."""
     made = []
     for activation in ("relu", "tanh") if full else ("tanh",):
-        for kind, changes in KINDS.items() if full else [("plain", {})]:
+        for kind in KINDS if full else ("plain with large weights",):
             for depth in DEPTHS if full else (2, 20):
-                task = DeepMnist(depth=depth, activation=activation, **changes)
+                task = DeepMnist(depth=depth, activation=activation, **KINDS[kind])
                 name = f"{activation}, {kind}, depth {depth}"
                 made += pair(Setting(name, task, norm=1.0, epochs=1, floor=0.0), layer_norms)
     for length in LENGTHS if full else ():
@@ -166,10 +168,10 @@ def answer(findings: Sequence[Finding]) -> str:
             next(one for one in here if size_of(one) == most and one.arm.name == arm)
             for arm in (NO_CLIP, CLIPPED)
         )
-        ratio = mean(bare, "first layer, start") - mean(bare, "last layer, start")
+        norm = mean(bare, "first layer, start")
         lines.append(
-            f"{name}, at {most}: the first gradient has 10^{ratio:+.1f} times the norm of the last "
-            f"at the start; {100 * bare.chosen.mean:.2f} % without a clip, "
+            f"{name}, at {most}: the gradient of the first layer begins with a norm of "
+            f"10^{norm:+.1f}; {100 * bare.chosen.mean:.2f} % accuracy without a clip, "
             f"{100 * clipped.chosen.mean:.2f} % with one."
         )
     return "\n".join(lines)

@@ -1,10 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.compression import quantization
-from experiments.compression.quantization import Grid
+from experiments.compression.quantization import Grid, Quantized
 from experiments.errors import BadInput
 
 RNG = np.random.default_rng(0)
@@ -89,3 +91,36 @@ def test_sizes_count_packed_codes_scales_and_the_rest():
 def test_bits_that_there_are_not_are_refused(bits):
     with pytest.raises(BadInput, match="give 2 to 8"):
         quantization.quantize(PARAMS, Grid(bits))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """A task whose loss and score are the sum of the cubes of a kernel."""
+
+    dataset = "cubes"
+
+    def data(self, folder=None):
+        return folder
+
+    def init(self, key):
+        return {"kernel": jax.random.normal(key, (5, 3))}
+
+    def loss(self, params, batch):
+        return jnp.sum(params["kernel"] ** 3) + batch
+
+    def score(self, params, test):
+        return jnp.sum(params["kernel"] ** 3) + test
+
+
+def test_a_quantized_task_is_scored_with_rounded_weights_and_trained_with_them_where_asked():
+    after, during = (Quantized(Sum(), Grid(3), in_training) for in_training in (False, True))
+    params = after.init(jax.random.key(0))
+    small = quantization.rounded(params, Grid(3))
+    assert not np.array_equal(small["kernel"], params["kernel"])
+    for task in (after, during):
+        np.testing.assert_allclose(task.score(params, 1.0), Sum().score(small, 1.0), rtol=1e-5)
+        assert (task.dataset, task.data("there")) == ("cubes", "there")
+    np.testing.assert_allclose(after.loss(params, 2.0), Sum().loss(params, 2.0), rtol=1e-5)
+    np.testing.assert_allclose(during.loss(params, 2.0), Sum().loss(small, 2.0), rtol=1e-4)
+    slope = jax.grad(during.loss)(params, 0.0)["kernel"]
+    np.testing.assert_allclose(slope, 3 * small["kernel"] ** 2, rtol=1e-4)

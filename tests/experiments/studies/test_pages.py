@@ -24,7 +24,7 @@ WANTED = {
     "distillation": ({"sizes"}, set()),
     "vae": ({"quality"}, {"pictures-vae-no-clip", "layers-vae-no-clip"}),
     "wgan": ({"quality"}, {"pictures-weight-clip-no-clip", "layers-weight-clip-global-norm"}),
-    "depth": ({"norms"}, {"norms-tanh, plain", "accuracy-by-depth-tanh, plain"}),
+    "depth": ({"norms"}, {"norms-tanh, plain with large weights"}),
 }
 
 
