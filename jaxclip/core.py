@@ -26,7 +26,7 @@ from . import measures, shrinks
 from .arguments import check_leaves, check_params, check_state
 from .bits import not_negative
 from .clip_metrics import ClipMetrics, initial, observe, pool, share
-from .devices import Names
+from .devices import Names, on_mesh_of
 from .leaves import Factor, donatable, is_none, scale
 from .measures import FullRange, Measure, Norms, apply_factors, whole, within
 from .norms import lp, working_dtype
@@ -131,6 +131,7 @@ def clip(
 
     def init(params: optax.Params) -> ClipState:
         norms = jax.eval_shape(lambda updates: shapes_only(updates)[0], params)
+        norms = on_mesh_of(params, norms)
         dtypes = [norm.dtype for norm in jax.tree.leaves(norms)]
         dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
         return donatable(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 Names = tuple[str, ...]
@@ -85,6 +86,27 @@ def spread_out(x: Array, axes: Iterable[str]) -> Array:
     """The array, typed as one that may vary over the axes, where `shard_map` tracks that."""
     missing = tuple(name for name in axes if is_tracked(name) and name not in varying(x))
     return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def on_mesh_of(arrays: Any, shapes: Any) -> Any:
+    """Shapes on the mesh that arrays with explicit axes are on, so that arrays of them can be made.
+
+    Outside of `jit` and of `jax.set_mesh`, what is traced of such arrays has an abstract mesh, and
+    of an abstract mesh there are no arrays.
+    """
+    leaves = [x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
+    explicit = [x for x in leaves if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types]
+    layouts = [x.sharding for x in explicit]
+    meshes = [x.mesh for x in layouts if isinstance(x, NamedSharding) and isinstance(x.mesh, Mesh)]
+    if not meshes:
+        return shapes
+
+    def placed(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = getattr(shape.sharding, "spec", PartitionSpec())
+        layout = NamedSharding(meshes[0], spec)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=layout)
+
+    return jax.tree.map(placed, shapes)
 
 
 def is_tracked(name: str) -> bool:

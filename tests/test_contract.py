@@ -224,10 +224,12 @@ def test_contract_arrays_on_explicit_axes(case):
     specs = {"conv": {"kernel": kernel, "bias": bias}, "temperature": P()}
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     layout = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+    params, gradient = jax.device_put((PARAMS, tree()), (layout, layout))
+    early = tx.init(params)  # also where no mesh is in context, as Optax' own
     with jax.set_mesh(mesh):
-        params, gradient = jax.device_put((PARAMS, tree()), (layout, layout))
         state = tx.init(params)
         out, after = jax.eval_shape(tx.update, gradient, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(early, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     for x, g in zip(jax.tree.leaves(out), jax.tree.leaves(gradient), strict=True):
         assert x.sharding == jax.typeof(g).sharding

@@ -91,7 +91,7 @@ def compiled_step(name: str, layout: str, kind: AxisType) -> tuple[Any, Any, dic
     whole = NamedSharding(devices, P())
     shardings = {key: NamedSharding(devices, spec) for key, spec in LAYOUTS[layout].items()}
     params = jax.device_put(PARAMS, shardings)
-    state = jax.device_put(tx.init(PARAMS), state_layout(tx, PARAMS, shardings, whole))
+    state = jax.device_put(tx.init(params), state_layout(tx, PARAMS, shardings, whole))
     place = functools.partial(jax.device_put, device=shardings)
     jitted = jax.jit(tx.update, donate_argnums=(0, 1))
     return jitted.lower(place(STEPS[0]), state, params).compile(), state, params, place
