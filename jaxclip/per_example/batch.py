@@ -1,6 +1,7 @@
 """Forward and backward pass of a batch, with per-example norms."""
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from . import checks, measure
 from .backward import Arrays, Backward, Grads, Kept
 from .checks import Blocks
 from .devices import axes_of, varying
-from .forms import Form, plans
+from .forms import Form, Lanes, plans
 from .gram import Square
 from .products import accumulator
 from .program import Program, Slot
@@ -37,7 +38,8 @@ def run(
     traced = checks.trace(loss, *shapes, has_aux)
     parameters, example = jax.tree.leaves(params), jax.tree.leaves(batch)
     program = program_of(traced.jaxpr, len(parameters))
-    chosen = [plan for plan in plans(program, blocks.of, form) if plan.form != "unused"]
+    lanes = Lanes(size, 1 if axes_of(example) else math.gcd(size, jax.device_count()))
+    chosen = [plan for plan in plans(program, blocks.of, form, lanes) if plan.form != "unused"]
     weights = weights_of(program, parameters, _read(program))
 
     def taps(loops: Sequence[int], aval: Any) -> Array:

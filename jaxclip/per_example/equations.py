@@ -44,4 +44,12 @@ def scan_inputs(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def cut_axis(eqn: core.JaxprEqn) -> int | None:
+    """The dimension of which a `dynamic_slice` takes one index, if it takes all of the others."""
+    operand: Any = eqn.invars[0].aval
+    sizes = eqn.params["slice_sizes"]
+    cut = [axis for axis, size in enumerate(sizes) if size != operand.shape[axis]]
+    return cut[0] if len(cut) == 1 and sizes[cut[0]] == 1 else None
+
+
 _DEBUG_INFO = jax.make_jaxpr(lambda: ())().jaxpr.debug_info

@@ -1,13 +1,13 @@
 """A table of how each parameter's per-example norm is computed."""
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from . import checks
-from .forms import Form, Plan, plans
+from .forms import Form, Lanes, Plan, plans
 from .program import ParamIndex, Program, Site
 from .trace import program_of
 
@@ -128,29 +128,35 @@ def explain(
     traced = checks.trace(loss, structs, example, has_aux)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     program = program_of(traced.jaxpr, len(paths))
-    rows: list[Row | None] = [None] * len(paths)
-    for plan in plans(program, [0] * len(paths), form):
-        for i in plan.parameters:
-            rows[i] = _row(program, plan, i, paths[i] or "params", batch_size)
-    return Explanation(tuple(row for row in rows if row is not None), batch_size)
+    chosen = plans(program, [0] * len(paths), form, Lanes(batch_size))
+    rows = []
+    for i, path in enumerate(paths):
+        own = [plan for plan in chosen if i in plan.parameters]
+        rows.append(_row(program, own, ParamIndex(i), path or "params", batch_size))
+    return Explanation(tuple(rows), batch_size)
 
 
-def _row(program: Program, plan: Plan, parameter: ParamIndex, path: str, batch_size: int) -> Row:
+def _row(
+    program: Program, own: Sequence[Plan], parameter: ParamIndex, path: str, batch_size: int
+) -> Row:
     aval = program.values[program.parameters[parameter]].aval
-    slots = [s for s in plan.weights if parameter in program.values[s].sources]
-    uses = [_use(site) for site in plan.sites if site.weight in slots]
-    uses += [name for slot in plan.lifted if slot in slots for name in program.lifted[slot]]
-    share = len(plan.parameters)
-    total = sum(program.values[program.parameters[i]].aval.size for i in plan.parameters)
+    uses, floats, operations = [], 0, 0
+    for plan in own:
+        slots = [s for s in plan.weights if parameter in program.values[s].sources]
+        uses += [_use(site) for site in plan.sites if site.weight in slots]
+        uses += [name for slot in plan.lifted if slot in slots for name in program.lifted[slot]]
+        total = sum(program.values[program.parameters[i]].aval.size for i in plan.parameters)
+        floats += plan.chunk * plan.floats * aval.size // max(total, 1)
+        operations += batch_size * plan.operations // len(plan.parameters)
     return Row(
         path,
         tuple(aval.shape),
         tuple(dict.fromkeys(uses)),
-        _FORMS[plan.form],
-        4 * batch_size * (plan.floats * aval.size // max(total, 1)),
-        batch_size * plan.operations // share,
-        plan.why,
-        plan.falls_back,
+        " and ".join(dict.fromkeys(_FORMS[plan.form] for plan in own)),
+        4 * floats,
+        operations,
+        "; ".join(dict.fromkeys(plan.why for plan in own)),
+        any(plan.falls_back for plan in own),
     )
 
 

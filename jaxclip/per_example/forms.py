@@ -1,11 +1,13 @@
 """The choice, for every parameter, of the form in which its per-example norm is computed."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from .program import ParamIndex, Program, Site, Slot
 from .rules import rule_of
+from .views import overlap
 
 Form = Literal["auto", "gram", "matrices"]
 # What a backward pass makes for these is no larger than the example value that they are applied to.
@@ -17,6 +19,8 @@ _ELEMENTWISE = frozenset(
 _PASSED_ON = frozenset(
     {"the loss", "the first carry of a scan", "the carry of a scan", "the output of a scan"}
 )
+# Numbers that are kept for the sum at most, a quarter of a gigabyte: beyond, they are made again.
+_KEPT = 2**26
 
 
 class Plan(NamedTuple):
@@ -32,7 +36,9 @@ class Plan(NamedTuple):
       at_weight: whether the norm is taken of the gradient with respect to the single weight; if
         not, the gradients are taken further back, to the parameters.
       keep: whether the gradients of the examples are kept for their sum.
-      floats: how many numbers an example has to hold for it.
+      chunk: how many examples are measured at a time, so that their gradients take no more memory
+        than the activations and gradients of the loss.
+      floats: how many numbers an example that is measured has to hold for it.
       operations: how many multiplications an example costs, beyond an ordinary gradient.
       why: the reason for the form.
       falls_back: whether a step without a rule is the reason why gradients of examples are made.
@@ -45,47 +51,79 @@ class Plan(NamedTuple):
     form: Literal["unused", "entries", "gram", "matrices"]
     at_weight: bool
     keep: bool
+    chunk: int
     floats: int
     operations: int
     why: str
     falls_back: bool
 
 
-def plans(program: Program, blocks: Sequence[int], form: Form) -> list[Plan]:
+class Lanes(NamedTuple):
+    """A batch as the devices see it.
+
+    Attributes:
+      examples: how many there are.
+      devices: how many of them at least are measured at a time, for each device to have its share.
+    """
+
+    examples: int
+    devices: int = 1
+
+
+def plans(program: Program, blocks: Sequence[int], form: Form, lanes: Lanes) -> list[Plan]:
     """Chooses the form of every parameter.
 
     Args:
       program: the traced loss.
       blocks: which block each parameter belongs to.
       form: the form to take where there is a choice; "auto" is by cost.
+      lanes: the size of the batch.
 
     Returns:
-      One plan for each group of parameters that share no weight with another group.
+      One plan for each group of weights that share no entry of a parameter with another group, and
+      one for each parameter that the loss does not depend on.
     """
-    read = {site.weight: None for site in program.sites} | dict.fromkeys(program.lifted)
-    group = list(range(len(program.parameters)))
-    for slot in read:
-        first, *others = sorted(group[i] for i in program.values[slot].sources)
-        group = [first if g in others else g for g in group]
+    read = list({site.weight: None for site in program.sites} | dict.fromkeys(program.lifted))
+    known = {sources for slot in read for sources in program.values[slot].sources}
+    unused = [ParamIndex(i) for i in range(len(program.parameters)) if i not in known]
     return [
-        _plan(
-            program,
-            tuple(ParamIndex(i) for i, g in enumerate(group) if g == leader),
-            tuple(s for s in read if group[min(program.values[s].sources)] == leader),
-            blocks,
-            form,
-        )
+        *(_plan(program, group, blocks, form, lanes) for group in _groups(program, read)),
+        *(_unused(parameter) for parameter in unused),
+    ]
+
+
+def _groups(program: Program, slots: Sequence[Slot]) -> list[tuple[Slot, ...]]:
+    """Weights by the entries of parameters that they share."""
+    group = list(range(len(slots)))
+    by_source: dict[ParamIndex, list[int]] = {}
+    for place, slot in enumerate(slots):
+        for source in program.values[slot].sources:
+            by_source.setdefault(source, []).append(place)
+    for members in by_source.values():
+        for i, j in itertools.combinations(members, 2):
+            if group[i] != group[j] and _share(program, slots[i], slots[j]):
+                first, other = sorted((group[i], group[j]))
+                group = [first if g == other else g for g in group]
+    return [
+        tuple(slot for slot, g in zip(slots, group, strict=True) if g == leader)
         for leader in sorted(set(group))
     ]
 
 
+def _share(program: Program, first: Slot, other: Slot) -> bool:
+    a, b = program.values[first].view, program.values[other].view
+    return a is None or b is None or overlap(a, b)
+
+
+def _unused(parameter: ParamIndex) -> Plan:
+    why = "the loss does not depend on it"
+    return Plan((parameter,), (), (), (), "unused", True, False, 1, 0, 0, why, False)
+
+
 def _plan(
-    program: Program,
-    parameters: tuple[ParamIndex, ...],
-    weights: tuple[Slot, ...],
-    blocks: Sequence[int],
-    form: Form,
+    program: Program, weights: tuple[Slot, ...], blocks: Sequence[int], form: Form, lanes: Lanes
 ) -> Plan:
+    parameters = tuple(sorted({i for slot in weights for i in program.values[slot].sources}))
     sites = tuple(site for site in program.sites if site.weight in weights)
     lifted = tuple(slot for slot in weights if slot in program.lifted)
     views = [program.values[slot].view for slot in weights]
@@ -93,6 +131,9 @@ def _plan(
 
     readers = list(dict.fromkeys(name for slot in lifted for name in program.lifted[slot]))
     falls_back = not (_ELEMENTWISE | _PASSED_ON).issuperset(readers)
+    one_block = len({blocks[i] for i in parameters}) == 1
+    inputs = sum(_act_size(site) + _out_size(site) for site in sites)
+    inputs += sum(_weight_size(program, slot) for slot in lifted)
 
     def plan(
         kind: Literal["unused", "entries", "gram", "matrices"],
@@ -102,6 +143,7 @@ def _plan(
         operations: int,
         why: str,
     ) -> Plan:
+        chunk = lanes.examples if keep else _chunk(lanes, inputs, floats)
         return Plan(
             parameters,
             weights,
@@ -110,22 +152,19 @@ def _plan(
             kind,
             at_weight,
             keep,
+            chunk,
             floats,
             operations,
             why,
             falls_back,
         )
 
-    if not weights:
-        return plan("unused", True, False, 0, 0, "the loss does not depend on it")
-    one_block = len({blocks[i] for i in parameters}) == 1
-    inputs = sum(_act_size(site) + _out_size(site) for site in sites)
-    viewed = len(parameters) == 1 and None not in views
+    viewed = one_block and None not in views
     without_rule = f"no rule for {', '.join(readers)}"
     if not falls_back:
         without_rule = f"{', '.join(readers)}: the backward pass has made it"
     if viewed and len(weights) == 1 and not sites:
-        return plan("entries", True, True, size, size, without_rule)
+        return plan("entries", True, True, inputs, inputs, without_rule)
     single = viewed and len(sites) == 1 and not lifted
     if single or (viewed and not lifted and _aligned(program, sites)):
         shape = [rule_of(site).sizes(site) for site in sites]
@@ -135,8 +174,9 @@ def _plan(
         gram_operations = groups * positions**2 * (left + right)
         gram_operations = gram_operations if positions > 1 else left + right
         weight_size = groups * left * right
-        matrices = ("matrices", single, weight_size <= inputs, weight_size)
-        operations = 0 if weight_size <= inputs else positions * weight_size
+        kept = weight_size <= inputs and weight_size * lanes.examples <= _KEPT
+        matrices = ("matrices", single, kept, weight_size)
+        operations = 0 if kept else positions * weight_size
         if form == "gram" or (form == "auto" and positions == 1):
             why = "one position: the product of two norms" if positions == 1 else "asked for"
             return plan("gram", single, False, gram_floats, gram_operations, why)
@@ -150,12 +190,22 @@ def _plan(
             return plan("gram", single, False, gram_floats, gram_operations, why)
         return plan(*matrices, operations, f"2T² = {gram_floats} is not less than {weight_size}")
     why = without_rule if falls_back else "its weights are computed from parameters"
-    if not falls_back and viewed:
+    if not falls_back and None not in views:
         why = "used at several places in different ways"
-    keep = not one_block or size <= inputs or not sites
     # Gradients are made with respect to the weights, and taken back to the parameters from there.
     floats = size + sum(_weight_size(program, slot) for slot in weights)
-    return plan("matrices", False, keep, floats, size, why)
+    return plan("matrices", False, size <= inputs, floats, size, why)
+
+
+def _chunk(lanes: Lanes, inputs: int, floats: int) -> int:
+    """How many examples can be measured in the memory that their activations take."""
+    most = lanes.examples * inputs // max(1, floats)
+    fitting = [
+        n
+        for n in range(lanes.devices, lanes.examples + 1, lanes.devices)
+        if lanes.examples % n == 0 and n <= most
+    ]
+    return max(fitting, default=lanes.devices)
 
 
 def _aligned(program: Program, sites: Sequence[Site]) -> bool:

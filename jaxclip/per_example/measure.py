@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from jaxtyping import Array
 from .. import norms
 from . import gram
 from .backward import Backward, Grads, Kept
+from .chunks import over_batch
+from .devices import axes_of, varying
 from .forms import Plan, sides_of
 from .products import EXACT, accumulator, wide
 from .products import total as sum_of_all
@@ -30,32 +32,33 @@ def measured(backward: Backward, bound: bool) -> tuple[list[Grads], dict[int, gr
       weight if the plan stops there, else to each parameter; and for each parameter the squares,
       `[batch]`.
     """
-    program, plans, arrays, _ = backward
-    if not plans:
-        return [], {}
     gradient = _gradients(backward, bound)
 
-    def one(
-        acts: Mapping, outs: Mapping, lifted: Mapping
-    ) -> tuple[list[Grads], dict[int, gram.Square]]:
-        gradients: list[Grads] = []
-        squares: dict[int, gram.Square] = {}
-        for i, plan in enumerate(plans):
-            if plan.form == "gram":
-                parts = _of_pairs(gram.squared, program, plan, acts, outs, bound)
-                squares[plan.parameters[0]] = gram.Square(*map(sum_of_all, parts))
-                gradients.append({})
-                continue
-            grads = gradient(i, acts, outs, lifted)
-            names = plan.parameters if plan.at_weight else grads
-            slack = _slack(plan, acts, outs) if bound else None
-            for name, grad in zip(names, grads.values(), strict=True):
-                value = _raised_square(grad, slack) if bound else sum_of_all(_abs2(grad))
-                squares[name] = gram.Square(value, lax.full_like(value, 0))
-            gradients.append(grads if plan.keep else {})
-        return gradients, squares
+    def one(i: int, kept: Kept) -> tuple[Grads, dict[int, gram.Square]]:
+        plan = backward.plans[i]
+        if plan.form == "gram":
+            parts = _of_pairs(gram.squared, backward.program, plan, kept, bound)
+            return {}, {plan.parameters[0]: gram.Square(*map(sum_of_all, parts))}
+        grads = gradient(i, kept)
+        slack = _slack(plan, kept) if bound else None
+        squares = {}
+        for name, grad in _named(plan, grads):
+            value = _raised_square(grad, slack) if bound else sum_of_all(_abs2(grad))
+            squares[name] = gram.Square(value, lax.full_like(value, 0))
+        return grads if plan.keep else {}, squares
 
-    return _over_batch(program, one, arrays.kept)
+    gradients: list[Grads] = []
+    found: dict[int, gram.Square] = {}
+    results = _of_plans(backward, one, range(len(backward.plans)))
+    for (grads, squares), scale in zip(results, _scales(backward), strict=True):
+        gradients.append(grads)
+        for name, square in squares.items():
+            if scale is not None:
+                square = gram.Square(*(part * jnp.square(scale) for part in square))
+            if name in found:
+                square = gram.Square(*map(operator.add, found[name], square))
+            found[name] = square
+    return gradients, found
 
 
 def safe_norms(
@@ -70,80 +73,154 @@ def safe_norms(
       count: the number of blocks.
       bound: whether norms are raised by all that rounding may have taken from them.
     """
-    program, plans, (_, _, kept, _), _ = backward
-    size, gradient = backward.size, _gradients(backward, bound)
+    program, plans, size = backward.program, backward.plans, backward.size
+    gradient, scales = _gradients(backward, bound), _scales(backward)
 
-    def rest(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[tuple[Grads, Array | None]]:
-        return [
-            (
-                {} if plan.keep or plan.form == "gram" else gradient(i, acts, outs, lifted),
-                _slack(plan, acts, outs) if bound and plan.form != "gram" else None,
-            )
-            for i, plan in enumerate(plans)
-        ]
+    def again(i: int, kept: Kept) -> list[Array]:
+        rows = [grad[None] for _, grad in _named(plans[i], gradient(i, kept))]
+        slack = _slack(plans[i], kept) if bound else None
+        return [n[0] if slack is None else n[0] + slack for n in _norms_of(rows, 1, bound)]
 
-    def by_gram(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[gram.Square]:
-        return [_of_pairs(gram.norm, program, plan, acts, outs, bound) for plan in grams]
+    def by_gram(i: int, kept: Kept) -> gram.Square:
+        return _of_pairs(gram.norm, program, plans[i], kept, bound)
 
-    def by_sum(acts: Mapping, outs: Mapping, lifted: Mapping) -> list[Array]:
-        return [
-            _of_pairs(gram.norm_of_sum, program, plan, acts, outs, bound) for plan in cancelling
-        ]
+    def by_sum(i: int, kept: Kept) -> Array:
+        return _of_pairs(gram.norm_of_sum, program, plans[i], kept, bound)
 
-    grams = [plan for plan in plans if plan.form == "gram"]
-    cancelling = [
-        plan for plan in grams if sum(rule_of(s).sizes(s).positions for s in plan.sites) > 1
-    ]
-    others: list[list[Array]] = [[] for _ in range(count)]
-    slacks: list[list[Array]] = [[] for _ in range(count)]
-    again = _over_batch(program, rest, kept) if plans else []
-    for plan, old, (new, slack) in zip(plans, gradients, again, strict=True):
-        grads = old or new
-        names = plan.parameters if plan.at_weight and grads else grads
-        for name, grad in zip(names, grads.values(), strict=True):
-            others[of[name]].append(grad)
-            if slack is not None:
-                slacks[of[name]].append(slack)
+    def scaled(i: int, x: Array) -> Array:
+        scale = scales[i]
+        return x if scale is None else x * scale
+
+    grams = [i for i, plan in enumerate(plans) if plan.form == "gram"]
+    others = [i for i, plan in enumerate(plans) if plan.form != "gram" and not plan.keep]
+    fixed: list[list[Array]] = [[] for _ in range(count)]
+    for i, (plan, grads) in enumerate(zip(plans, gradients, strict=True)):
+        named = _named(plan, grads)
+        for (name, _), norm in zip(
+            named, _norms_of([grad for _, grad in named], size, bound), strict=True
+        ):
+            fixed[of[name]].append(scaled(i, norm))
+    for i, values in zip(others, _of_plans(backward, again, others), strict=True):
+        for name, norm in zip(_names(plans[i]), values, strict=True):
+            fixed[of[name]].append(scaled(i, norm))
 
     def joined(own: Sequence[Array]) -> list[Array]:
-        """The norms of each block, given those of the parameters in Gram form."""
-        blocks = [list(block) for block in others]
-        for plan, value in zip(grams, own, strict=True):
-            blocks[of[plan.parameters[0]]].append(value)
+        """The norms of each block, given those of the plans in Gram form."""
+        blocks = [list(block) for block in fixed]
+        for i, value in zip(grams, own, strict=True):
+            blocks[of[plans[i].parameters[0]]].append(_rows(scaled(i, value)))
         values = bound_of_norms(blocks, size) if bound else _l2(blocks)
-        lost = bound_of_norms(slacks, size) if bound else [None for _ in blocks]
         dtype = accumulator(*(value.dtype for value in values))
         return [
-            jnp.zeros(size, dtype)
-            if not block
-            else (value if part is None else value + part).astype(dtype)
-            for value, part, block in zip(values, lost, blocks, strict=True)
+            value.astype(dtype) if block else jnp.zeros(size, dtype)
+            for value, block in zip(values, blocks, strict=True)
         ]
 
     if not grams:
         return joined([])
-    own = _over_batch(program, by_gram, kept)
+    own = _of_plans(backward, by_gram, grams)
     values = joined([square.value for square in own])
+    cancelling = [
+        i for i in grams if sum(rule_of(s).sizes(s).positions for s in plans[i].sites) > 1
+    ]
     if not cancelling:
         return values
     trusted = [jnp.ones(size, jnp.bool_) for _ in range(count)]
-    for plan, (_, doubt) in zip(grams, own, strict=True):
-        block = of[plan.parameters[0]]
+    for i, (_, doubt) in zip(grams, own, strict=True):
+        block = of[plans[i].parameters[0]]
+        doubt = scaled(i, doubt)
         largest = jnp.max(doubt, range(1, doubt.ndim)) * (len(grams) * doubt[0].size) ** 0.5
         trusted[block] &= ~(largest > values[block])
 
     def from_sums() -> list[Array]:
-        summed = {
-            plan.parameters: value
-            for plan, value in zip(cancelling, _over_batch(program, by_sum, kept), strict=True)
-        }
-        better = joined(
-            [summed.get(plan.parameters, s.value) for plan, s in zip(grams, own, strict=True)]
-        )
+        summed = dict(zip(cancelling, _of_plans(backward, by_sum, cancelling), strict=True))
+        better = joined([summed.get(i, s.value) for i, s in zip(grams, own, strict=True)])
         return [jnp.where(t, v, b) for t, v, b in zip(trusted, values, better, strict=True)]
 
     all_trusted = functools.reduce(operator.and_, [jnp.all(t) for t in trusted])
     return lax.cond(all_trusted, lambda: values, from_sums)
+
+
+def _names(plan: Plan) -> Sequence[int]:
+    """What the squares of a plan are filed under."""
+    return plan.parameters[:1] if plan.at_weight else plan.parameters
+
+
+def _named(plan: Plan, grads: Grads) -> list[tuple[int, Array]]:
+    """The gradients of a plan, if there are any, by the parameters that they are filed under."""
+    if not grads:
+        return []
+    return list(zip(_names(plan), grads.values(), strict=True))
+
+
+def _rows(x: Array) -> Array:
+    """An array of examples as one of rows."""
+    return x.reshape(x.shape[0], -1)
+
+
+def _norms_of(arrays: Sequence[Array], size: int, bound: bool) -> list[Array]:
+    """The norms `[size]` of arrays `[size, *shape]`, over the whole range of their dtypes."""
+    alone = [[x] for x in arrays]
+    return bound_of_norms(alone, size) if bound else _l2(alone)
+
+
+def _scales(backward: Backward) -> list[Array | None]:
+    """The number by which the gradients of a plan's single weight are multiplied, if there is one.
+
+    It is what the way back makes of ones.
+    """
+    program, plans, arrays, _ = backward
+    scales: list[Array | None] = []
+    for plan in plans:
+        views = [program.values[slot].view for slot in plan.weights]
+        if not plan.at_weight or not any(view is not None and view.scaled for view in views):
+            scales.append(None)
+            continue
+        ones = {
+            slot: varying(jnp.ones_like(arrays.weights[slot]), axes_of(arrays.weights[slot]))
+            for slot in plan.weights
+        }
+        back = way_back(program, plan.parameters, plan.weights, arrays.parameters)(ones)
+        scales.append(functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g)) for g in back.values()]))
+    return scales
+
+
+def _of_plans(backward: Backward, one: Callable, indices: Sequence[int]) -> list[Any]:
+    """Applies `one(plan's index, kept)` to every example, for each of some plans."""
+    program, plans, (_, _, kept, _), _ = backward
+    axes = (
+        {site.act: len(site.loops) for site in program.sites},
+        {site.number: len(site.loops) for site in program.sites},
+        {slot: sum(program.values[slot].varying) for slot in program.lifted},
+    )
+    together = [i for i in indices if plans[i].chunk >= backward.size]
+
+    def run(which: Sequence[int], chunk: int) -> list[Any]:
+        needed = [_needed(plans[i]) for i in which]
+        keys = [dict.fromkeys(key for each in needed for key in each[field]) for field in range(3)]
+
+        def some(tree: tuple[dict, dict, dict]) -> tuple:
+            return tuple({k: part[k] for k in own} for part, own in zip(tree, keys, strict=True))
+
+        return over_batch(
+            lambda kept: [one(i, Kept(*kept)) for i in which],
+            some(axes),
+            some(kept),
+            backward.size,
+            chunk,
+        )
+
+    found = dict(zip(together, run(together, backward.size), strict=True)) if together else {}
+    for i in indices:
+        if i not in found:
+            (found[i],) = run([i], plans[i].chunk)
+    return [found[i] for i in indices]
+
+
+def _needed(plan: Plan) -> tuple[list[Any], list[Any], list[Any]]:
+    """What a plan needs of that which is kept, by the fields of `Kept`."""
+    sites = plan.sites
+    return [site.act for site in sites], [site.number for site in sites], list(plan.lifted)
 
 
 def _l2(blocks: Sequence[Sequence[Array]]) -> list[Array]:
@@ -160,10 +237,10 @@ def _gradients(backward: Backward, exact: bool) -> Any:
         for plan in plans
     ]
 
-    def gradient(i: int, acts: Mapping, outs: Mapping, lifted: Mapping) -> Grads:
+    def gradient(i: int, kept: Kept) -> Grads:
         plan, back, found = plans[i], backs[i], {}
         for slot in plan.lifted:
-            found[slot] = wide(lifted[slot])
+            found[slot] = wide(kept.lifted[slot])
         for site in plan.sites:
             precision = EXACT if exact else precision_of(site)
 
@@ -172,7 +249,7 @@ def _gradients(backward: Backward, exact: bool) -> Any:
             ) -> Array:
                 return rule_of(site).matrices(site, act, out, precision)
 
-            grad = _over_own_loops(apply, site, acts[site.act], outs[site.number])
+            grad = _over_own_loops(apply, site, kept.acts[site.act], kept.outs[site.number])
             found[site.weight] = found[site.weight] + grad if site.weight in found else grad
         if back is None:
             return found
@@ -181,10 +258,9 @@ def _gradients(backward: Backward, exact: bool) -> Any:
     return gradient
 
 
-def _of_pairs(
-    of: Callable, program: Program, plan: Plan, acts: Mapping, outs: Mapping, bound: bool
-) -> Any:
+def _of_pairs(of: Callable, program: Program, plan: Plan, kept: Kept, bound: bool) -> Any:
     """Applies a function to the factors of all sites of a plan in Gram form."""
+    acts, outs = kept.acts, kept.outs
     if len(plan.sites) == 1:
         (site,) = plan.sites
         return _over_own_loops(
@@ -201,7 +277,7 @@ def _of_pairs(
     return of(pairs, bound)
 
 
-def _slack(plan: Plan, acts: Mapping, outs: Mapping) -> Array | None:
+def _slack(plan: Plan, kept: Kept) -> Array | None:
     """How much shorter the matrices of a plan can have become by rounding, in sum."""
     if plan.keep or not plan.sites:
         return None  # what is measured is what is summed
@@ -209,8 +285,8 @@ def _slack(plan: Plan, acts: Mapping, outs: Mapping) -> Array | None:
         _over_own_loops(
             lambda act, out, site=site: gram.slack_of_any([rule_of(site).factors(site, act, out)]),
             site,
-            acts[site.act],
-            outs[site.number],
+            kept.acts[site.act],
+            kept.outs[site.number],
         )
         for site in plan.sites
     ]
@@ -230,13 +306,6 @@ def _over_own_loops(rule: Any, site: Site, act: Array, out: Array) -> Any:
     for place, axis in reversed(list(enumerate(axes))):
         rule = jax.vmap(rule, in_axes=axis - place)
     return rule(act, out)
-
-
-def _over_batch(program: Program, one: Any, kept: Kept) -> Any:
-    acts = {site.act: len(site.loops) for site in program.sites}
-    outs = {site.number: len(site.loops) for site in program.sites}
-    lifted = {slot: sum(program.values[slot].varying) for slot in program.lifted}
-    return jax.vmap(one, in_axes=(acts, outs, lifted))(*kept)
 
 
 def _abs2(x: Array) -> Array:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NewType, TypeGuard
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 _RESULT = "preferred_element_type"
@@ -31,18 +32,27 @@ class Kind(enum.IntEnum):
 
 
 class View(NamedTuple):
-    """A weight that holds the entries of one parameter, each at most once, times 1 or -1.
+    """A weight that holds entries of parameters, each at most once, all times the same number.
 
-    The gradient with respect to the parameter then has the norm of that with respect to the weight.
+    The gradients with respect to those parameters together then have the norm of the gradient with
+    respect to the weight, times the number.
 
     Attributes:
-      source: which parameter.
-      dims: the dimension of the parameter that each dimension of the weight is, None where the
-        shape has changed.
+      places: which parameters, and where in each the entries lie: an array that is never read, of
+        which NumPy knows the addresses. None where that is not known.
+      dims: the dimension of the single parameter that each dimension of the weight is, None where
+        the shape has changed.
+      scaled: whether the number may be another than 1 and -1.
     """
 
-    source: ParamIndex
+    places: dict[ParamIndex, np.ndarray | None]
     dims: tuple[int, ...] | None
+    scaled: bool = False
+
+    @property
+    def single(self) -> bool:
+        """Whether the entries are those of one parameter."""
+        return len(self.places) == 1
 
 
 class Value(NamedTuple):
@@ -55,7 +65,7 @@ class Value(NamedTuple):
         one iteration to the next.
       active: whether a derivative with respect to parameters can pass through it.
       sources: the parameters that it is computed from.
-      view: how it shows a single parameter, if that is all that it does.
+      view: how it shows parameters, if that is all that it does.
     """
 
     aval: Any
@@ -67,12 +77,13 @@ class Value(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One equation as a function of its operands."""
+    """One equation: its primitive's name, and what it is as a function of its operands."""
 
     name: str
     call: Callable[..., Sequence[Any]]
     inputs: tuple[Operand, ...]
     outputs: tuple[Slot, ...]
+    eqn: Any = None
 
 
 class Site(NamedTuple):
@@ -139,6 +150,7 @@ class Scope:
       sliced: of a scan's body, the operand that a slot is a slice of.
       weights: the parameter values that the steps here and within the children read, by the slot
         that they read: its own, or that of the same value with a tap on it.
+      parent: the scope around it.
     """
 
     depth: int = 0
@@ -150,6 +162,7 @@ class Scope:
     invariant: dict[Slot, Operand] = dataclasses.field(default_factory=dict)
     sliced: dict[Slot, Operand] = dataclasses.field(default_factory=dict)
     weights: dict[Slot, Slot] = dataclasses.field(default_factory=dict)
+    parent: "Scope | None" = None
 
 
 class Call(NamedTuple):

@@ -5,14 +5,14 @@ to the taps is that with respect to those values, for each example of the batch 
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .products import is_dense, wide
+from .products import accumulator, is_dense, wide
 from .program import (
     Call,
     Op,
@@ -34,7 +34,10 @@ Env = dict[Slot, Any]
 
 
 def weights_of(
-    program: Program, parameters: Sequence[Any], wanted: Sequence[Slot], casts: bool = True
+    program: Program,
+    parameters: Sequence[Any],
+    wanted: Sequence[Slot],
+    exact: Set[Slot] = frozenset(),
 ) -> Env:
     """The weights, with the iterations of the scans that they vary over as leading dimensions.
 
@@ -42,10 +45,10 @@ def weights_of(
       program: the traced loss.
       parameters: their values.
       wanted: the slots of the weights.
-      casts: whether to cast where the loss does; not to is for weights that are views.
+      exact: the slots to compute without the casts of the loss, in float32 at least.
     """
     given = dict(zip(program.parameters, parameters, strict=True))
-    return _outer(program, program.top, given, dict.fromkeys(wanted), casts)
+    return _outer(program, program.top, given, dict.fromkeys(wanted), exact)
 
 
 def way_back(
@@ -57,23 +60,27 @@ def way_back(
     """The function from gradients with respect to weights to those with respect to parameters."""
 
     def back_from(
-        some_slots: Sequence[Slot], some: dict[ParamIndex, jax.Array], casts: bool
+        some_slots: Sequence[Slot], some: dict[ParamIndex, jax.Array], exact: Set[Slot]
     ) -> Callable:
         def weights(some: dict[ParamIndex, jax.Array]) -> Env:
             values = [some.get(ParamIndex(i), p) for i, p in enumerate(parameters)]
-            return weights_of(program, values, some_slots, casts)
+            return weights_of(program, values, some_slots, exact)
 
         values, back = jax.vjp(weights, some)
         return lambda grads: back(
             {s: lax.convert_element_type(grads[s], values[s].dtype) for s in some_slots}
         )[0]
 
-    # A view only moves entries, which need not be rounded to the dtype that the loss casts to.
-    views = [slot for slot in slots if program.values[slot].view is not None]
+    # What only moves entries need not round them to the dtype that the loss casts to.
+    exact = frozenset(slot for slot, value in program.values.items() if value.view is not None)
+    views = [slot for slot in slots if slot in exact]
     others = [slot for slot in slots if slot not in views]
     backs = [
-        back_from(some_slots, {i: of(parameters[i]) for i in which}, casts)
-        for some_slots, of, casts in ((views, wide, False), (others, lambda p: p, True))
+        back_from(some_slots, {i: of(parameters[i]) for i in which}, some_exact)
+        for some_slots, of, some_exact in (
+            (views, wide, exact),
+            (others, lambda p: p, frozenset()),
+        )
         if some_slots
     ]
 
@@ -143,8 +150,8 @@ def _tap_jvp(primals: tuple, tangents: tuple) -> tuple:
 class _Env:
     """The values of a scope; those that need no step are computed when they are first read."""
 
-    def __init__(self, scope: Scope, values: Env, casts: bool = True):
-        self.scope, self.values, self.casts = scope, values, casts
+    def __init__(self, scope: Scope, values: Env, exact: Set[Slot] = frozenset()):
+        self.scope, self.values, self.exact = scope, values, exact
 
     def read(self, operand: Operand, weights: Mapping[Slot, Any]) -> Any:
         # Producers run before what reads them, without recursion: a penalty on a thousand
@@ -177,16 +184,26 @@ class _Env:
 
     def run(self, op: Op, weights: Mapping[Slot, Any]) -> None:
         inputs = [self.read(operand, weights) for operand in op.inputs]
-        cast = op.name == "convert_element_type" and not self.casts and is_dense(inputs[0])
-        outputs = inputs if cast else op.call(*inputs)
+        outputs = _exactly(op, inputs) if op.outputs[0] in self.exact else op.call(*inputs)
         self.values.update(zip(op.outputs, outputs, strict=True))
 
 
+def _exactly(op: Op, inputs: Sequence[Any]) -> Sequence[Any]:
+    """The results of an equation in float32 at least, whatever the loss casts to."""
+    arrays = [jnp.asarray(x) for x in inputs]
+    dtype = accumulator(*(x.dtype for x in arrays if is_dense(x)))
+    arrays = [lax.convert_element_type(x, dtype) if is_dense(x) else x for x in arrays]
+    if op.name == "convert_element_type":
+        return arrays
+    outputs = op.eqn.primitive.bind(*arrays, **op.eqn.params)
+    return outputs if op.eqn.primitive.multiple_results else [outputs]
+
+
 def _outer(
-    program: Program, scope: Scope, given: Env, wanted: dict[Slot, None], casts: bool
+    program: Program, scope: Scope, given: Env, wanted: dict[Slot, None], exact: Set[Slot]
 ) -> Env:
     """The constants and parameter values of a scope and of the bodies within it."""
-    env, found = _Env(scope, given, casts), {}
+    env, found = _Env(scope, given, exact), {}
     known = {**scope.producers, **scope.given, **given}
     for slot in wanted:
         if slot in known:
@@ -200,7 +217,7 @@ def _outer(
         slices = {s: env.read(o, {}) for s, o in body.sliced.items() if s in needed}
 
         def one(slices: Env, body: Scope = body, fixed: Env = fixed, inside: dict = inside) -> Env:
-            return _outer(program, body, {**fixed, **slices}, inside, casts)
+            return _outer(program, body, {**fixed, **slices}, inside, exact)
 
         if slices:
             level = body.depth - 1

@@ -35,7 +35,8 @@ def by_rules(
     sums = total(
         backward,
         gradients,
-        [decided.factors[block] for block in blocks.of],
+        decided.factors,
+        blocks.of,
         ~decided.takes_part,
         functools.reduce(operator.and_, [jnp.all(jnp.isfinite(norm)) for norm in found]),
     )

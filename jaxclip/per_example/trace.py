@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
 from . import rules
-from .equations import closed_of, function_of, scan_inputs
+from .constants import counter_step, known_value
+from .equations import closed_of, cut_axis, function_of, scan_inputs
 from .program import (
     Call,
     Kind,
@@ -24,18 +27,27 @@ from .program import (
     Slot,
     Use,
     Value,
+    View,
     is_slot,
 )
-from .views import inexact, view_of, whole
+from .views import inexact, sliced_by_loop, view_of, whole
 
 # Where they enlarge a weight that no rule takes, it is the small weight that is lifted.
 _ENLARGING = frozenset({"broadcast_in_dim", "reshape", "convert_element_type", "squeeze"})
+_REPEATING = frozenset({"broadcast_in_dim", "reshape", "convert_element_type"})
 _INLINED = {primitives.jit_p: "jaxpr", primitives.closed_call_p: "call_jaxpr"}
 
 
 def program_of(closed: core.ClosedJaxpr, num_params: int) -> Program:
     """Sorts the equations of a loss `(*params, *example) -> (loss, *aux)`."""
     return _Tracer().program(closed, num_params)
+
+
+class _Counter(NamedTuple):
+    """The slots of what a loop counts, one number an iteration, and of what it ends at."""
+
+    values: Slot
+    last: Slot
 
 
 class _Tracer:
@@ -49,6 +61,7 @@ class _Tracer:
         self.tapped: dict[Slot, Slot] = {}
         self.loops: dict[Slot, tuple[int, ...]] = {}
         self.copies: dict[tuple[Slot, int], Slot] = {}
+        self.uniform: set[Slot] = set()
 
     def program(self, closed: core.ClosedJaxpr, num_params: int) -> Program:
         top = Scope()
@@ -133,24 +146,44 @@ class _Tracer:
         )
         passes = eqn.primitive is not primitives.stop_gradient_p
         kind = max((value.kind for value in known), default=Kind.CONSTANT)
-        sources = frozenset().union(*(value.sources for value in known))
-        first = None
-        if inputs and all(self.kind(operand) == Kind.CONSTANT for operand in inputs[1:]):
-            first = self.values.get(inputs[0]) if is_slot(inputs[0]) else None
-        outputs = [
-            self.new(
-                v.aval,
-                kind,
-                varying,
-                passes and any(value.active for value in known) and inexact(v.aval),
-                sources,
-                view_of(eqn, first, sum(varying), v.aval),
-            )
-            for v in eqn.outvars
-        ]
-        op = Op(eqn.primitive.name, function_of(eqn), tuple(inputs), tuple(outputs))
+        active = passes and any(value.active for value in known)
+        sources = frozenset().union(*(value.sources for value in known if value.active))
+        operands = [self.values.get(operand) if is_slot(operand) else None for operand in inputs]
+        uniform = [self.is_uniform(operand) for operand in inputs]
+        outputs = []
+        for place, v in enumerate(eqn.outvars):
+            view = view_of(eqn, place, operands, uniform, sum(varying)) if active else None
+            if view is None and active and eqn.primitive is primitives.dynamic_slice_p:
+                view = self.one_each(scope, eqn, inputs)
+            own = frozenset(view.places) if view is not None else sources
+            outputs.append(self.new(v.aval, kind, varying, active and inexact(v.aval), own, view))
+        if eqn.primitive.name in _REPEATING and uniform[0]:
+            self.uniform.update(outputs)
+        op = Op(eqn.primitive.name, function_of(eqn), tuple(inputs), tuple(outputs), eqn)
         scope.producers.update(dict.fromkeys(outputs, op))
         return outputs
+
+    def one_each(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> View | None:
+        """A slice of which every iteration has another one, as in a loop over `w[i]`."""
+        value = self.values.get(inputs[0])
+        if value is None or value.view is None or any(value.varying):
+            return None
+        axis = cut_axis(eqn)
+        if axis is None or not all(self.kind(each) == Kind.CONSTANT for each in inputs[1:]):
+            return None
+        starts = known_value(scope, inputs[1 + axis])
+        if starts is None or starts.ndim != 1:
+            return None
+        return sliced_by_loop(value.view, axis, starts, value.aval.shape[axis])
+
+    def is_uniform(self, operand: Operand) -> bool:
+        """Whether an operand that no gradient passes is the same number everywhere."""
+        if not is_slot(operand):
+            return operand.aval.size == 1
+        value = self.values[operand]
+        if value.active or any(value.varying):
+            return False
+        return getattr(value.aval, "size", 0) == 1 or operand in self.uniform
 
     def step(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> list[Slot]:
         """An equation that reads an example value."""
@@ -234,6 +267,7 @@ class _Tracer:
     def remat(self, scope: Scope, eqn: core.JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
         # The parameter values within are computed ahead with all others: only steps are recomputed.
         inner = Scope(scope.depth, scope.loops, scope.producers, scope.given, [], scope.children)
+        inner.parent = scope
         first = len(self.sites)
         results = self.inline(inner, closed_of(eqn.params["jaxpr"]), inputs)
         written = {slot for step in inner.steps for slot in step.writes}
@@ -257,38 +291,51 @@ class _Tracer:
         closed, length = closed_of(eqn.params["jaxpr"]), eqn.params["length"]
         consts, carries = scan_inputs(eqn.params)
         variables, results = closed.jaxpr.invars, closed.jaxpr.outvars
-        body = Scope(scope.depth + 1, (*scope.loops, length))
+        body = Scope(scope.depth + 1, (*scope.loops, length), parent=scope)
         first = len(self.sites)
         # A value that is carried around unchanged is as good as one closed over.
         unchanged = [
             results[i] is variables[consts + i] and self.kind(inputs[consts + i]) != Kind.EXAMPLE
             for i in range(carries)
         ]
+        counters = {
+            i: counter
+            for i in range(carries)
+            if (counter := self.counter(scope, eqn, closed.jaxpr, inputs[consts + i], consts + i))
+        }
+        inputs = [
+            counters[i - consts].values if i - consts in counters else operand
+            for i, operand in enumerate(inputs)
+        ]
+        replaced = [same or i in counters for i, same in enumerate(unchanged)]
         slots, carry, initial, closed_over, sliced = [], [], [], {}, {}
         for place, (variable, operand) in enumerate(zip(variables, inputs, strict=True)):
             is_carry = consts <= place < consts + carries
-            if is_carry and not unchanged[place - consts]:
+            is_slice = place >= consts + carries or place - consts in counters
+            if is_carry and not replaced[place - consts]:
                 slot = self.new(variable.aval, Kind.EXAMPLE)
                 carry.append(slot)
                 initial.append(self.as_example(scope, operand, "the first carry of a scan"))
             elif self.kind(operand) == Kind.EXAMPLE:
                 slot = self.new(variable.aval, Kind.EXAMPLE)
-                (sliced if place >= consts + carries else closed_over)[slot] = operand
+                (sliced if is_slice else closed_over)[slot] = operand
             else:
-                slot = self.inherit(scope, operand, variable.aval, place >= consts + carries)
-                (body.sliced if place >= consts + carries else body.invariant)[slot] = operand
+                slot = self.inherit(scope, operand, variable.aval, is_slice)
+                (body.sliced if is_slice else body.invariant)[slot] = operand
                 if self.kind(operand) == Kind.CONSTANT:  # steps may read it too
-                    (sliced if place >= consts + carries else closed_over)[slot] = operand
+                    (sliced if is_slice else closed_over)[slot] = operand
             slots.append(slot)
         outs = self.inline(body, closed, slots)
         carried = [
             self.as_example(body, out, "the carry of a scan")
             for i, out in enumerate(outs[:carries])
-            if not unchanged[i]
+            if not replaced[i]
         ]
         stacked = [self.as_example(body, out, "the output of a scan") for out in outs[carries:]]
+        known = {i: counter.last for i, counter in counters.items()}
+        known |= {i: inputs[consts + i] for i in range(carries) if unchanged[i]}
         outputs = [
-            inputs[consts + i] if i < carries and unchanged[i] else self.new(v.aval, Kind.EXAMPLE)
+            known[i] if i in known else self.new(v.aval, Kind.EXAMPLE)
             for i, v in enumerate(eqn.outvars)
         ]
         scope.children.append(body)
@@ -302,7 +349,7 @@ class _Tracer:
                 sliced,
                 tuple(carried),
                 tuple(stacked),
-                tuple(o for i, o in enumerate(outputs) if not (i < carries and unchanged[i])),
+                tuple(o for i, o in enumerate(outputs) if i not in known),
                 frozenset(
                     slot
                     for slot, weight in body.weights.items()
@@ -313,6 +360,27 @@ class _Tracer:
             )
         )
         return outputs
+
+    def counter(
+        self, scope: Scope, eqn: core.JaxprEqn, body: core.Jaxpr, start: Operand, place: int
+    ) -> _Counter | None:
+        """A carried value that only counts the iterations, as something that the loop is given."""
+        step = counter_step(body, place, place - scan_inputs(eqn.params)[0])
+        if step is None or self.kind(start) != Kind.CONSTANT:
+            return None
+        first = known_value(scope, start)
+        if first is None or first.ndim:
+            return None
+        length = eqn.params["length"]
+        values = (first + step * np.arange(length + 1)).astype(first.dtype)
+        ahead = values[:-1][::-1] if eqn.params["reverse"] else values[:-1]
+        return _Counter(self.given(scope, ahead), self.given(scope, values[-1]))
+
+    def given(self, scope: Scope, value: np.ndarray) -> Slot:
+        """A constant that is known."""
+        slot = self.new(jax.typeof(value), Kind.CONSTANT, (False,) * scope.depth)
+        scope.given[slot] = value
+        return slot
 
     def inherit(self, scope: Scope, operand: Operand, aval: Any, is_slice: bool) -> Slot:
         """A constant or parameter value of the surrounding scope, in the body of a scan."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from ..equations import cut_axis
 from ..products import Ids, arranged
 from ..program import Site
 from .base import Factors, Layout, Rule, rest
@@ -45,9 +46,7 @@ def activation_of_slice(eqn: Any, weight: int, examples: Sequence[int]) -> int |
     """The start of a slice, if it cuts out one index of one dimension."""
     if weight != 0 or len(examples) != 1:
         return None
-    sizes, shape = eqn.params["slice_sizes"], eqn.invars[0].aval.shape
-    cut = [axis for axis, size in enumerate(sizes) if size != shape[axis]]
-    return examples[0] if cut == [examples[0] - 1] and sizes[cut[0]] == 1 else None
+    return examples[0] if cut_axis(eqn) == examples[0] - 1 else None
 
 
 def layout_of_slice(site: Site) -> Layout:
