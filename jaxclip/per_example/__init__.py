@@ -7,5 +7,6 @@ from .decision import Info as Info
 from .explain import Explanation as Explanation
 from .explain import Row as Row
 from .explain import explain as explain
+from .guarantee import Clipped as Clipped
 from .rules import RULES as RULES
 from .rules.check import check_rule as check_rule

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .. import shrinks
@@ -14,6 +15,7 @@ from . import checks
 from .clipping import clipped, norms_of_blocks
 from .decision import Info, Options, Reduce, Strategy, mask_and_count
 from .forms import Form
+from .guarantee import Clipped
 
 
 def clipped_grad(
@@ -28,7 +30,10 @@ def clipped_grad(
     microbatch_size: int | None = None,
     form: Form = "auto",
     bound: bool = False,
-) -> Callable[..., tuple[PyTree, Info]]:
+    normalize_by: float = 1.0,
+    rescale_to_unit_norm: bool = False,
+    dtype: DTypeLike | None = None,
+) -> Clipped:
     r"""The gradient of a batch in which every example's own gradient is clipped.
 
     $$\bar g = \frac1B \sum_{i=1}^B s(n_i, \tau)\, g_i, \qquad
@@ -58,9 +63,14 @@ def clipped_grad(
       bound: whether each norm is raised by all that rounding may have taken from it, so that no
         example adds more than the limit: for private training. For parameters that the loss reads
         as they are, cast or rearranged; the page on per-example clipping has the proof.
+      normalize_by: what the sum or mean is divided by besides, such as the expected batch size.
+      rescale_to_unit_norm: whether each clipped gradient is divided by its limit, so that none is
+        longer than 1 and the learning rate does not depend on the limit.
+      dtype: of the gradient, those of the parameters by default. Sums are made in float32 at least.
 
     Returns:
-      `f(params, *batch, example_mask=None) -> (gradient, info)`. The batch is the example with a
+      `f(params, *batch, example_mask=None) -> (gradient, info)`, which has a method
+      `sensitivity(relation)`. The batch is the example with a
       leading axis on every array, and the mask a bool[batch], False for padding. Inside `shard_map`
       the gradient is that of the device's own examples: take `lax.pmean` or `lax.psum` of it.
 
@@ -83,16 +93,27 @@ def clipped_grad(
       Bu, Wang, Zha, Karypis 2022, arXiv 2210.00038. AUTO-S is
       `shrink=functools.partial(shrinks.normalize, eps=0.01)`, DP-PSAC is `shrink=shrinks.psac`.
     """
-    options = _options(
-        limit, shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form, bound
+    options = Options(
+        shrink,
+        reduce,
+        has_aux,
+        nonfinite,
+        strategy,
+        microbatch_size,
+        form,
+        bound,
+        normalize_by,
+        rescale_to_unit_norm,
+        dtype,
     )
+    limits = _checked(limit, options)
 
     def gradient(
         params: PyTree, *batch: Any, example_mask: Bool[Array, " batch"] | None = None
     ) -> tuple[PyTree, Info]:
         return clipped(loss, limit, options, params, batch, example_mask)
 
-    return gradient
+    return Clipped(gradient, limits, options)
 
 
 def value_and_clipped_grad(
@@ -107,7 +128,10 @@ def value_and_clipped_grad(
     microbatch_size: int | None = None,
     form: Form = "auto",
     bound: bool = False,
-) -> Callable[..., tuple[Float[Array, ""], PyTree, Info]]:
+    normalize_by: float = 1.0,
+    rescale_to_unit_norm: bool = False,
+    dtype: DTypeLike | None = None,
+) -> Clipped:
     r"""The loss of a batch, and its gradient as `clipped_grad` has it.
 
     Args:
@@ -121,6 +145,9 @@ def value_and_clipped_grad(
       microbatch_size: for that strategy.
       form: `"auto"`, `"gram"` or `"matrices"`.
       bound: whether norms are raised by what rounding may have taken from them.
+      normalize_by: what the gradient is divided by besides; the value is not.
+      rescale_to_unit_norm: whether each clipped gradient is divided by its limit.
+      dtype: of the gradient.
 
     Returns:
       `f(params, *batch, example_mask=None) -> (value, gradient, info)`, where the value is the mean
@@ -138,9 +165,20 @@ def value_and_clipped_grad(
       >>> print(value, gradient)
       1.0 [0.5 0.5]
     """
-    options = _options(
-        limit, shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form, bound
+    options = Options(
+        shrink,
+        reduce,
+        has_aux,
+        nonfinite,
+        strategy,
+        microbatch_size,
+        form,
+        bound,
+        normalize_by,
+        rescale_to_unit_norm,
+        dtype,
     )
+    limits = _checked(limit, options)
 
     def value_and_gradient(
         params: PyTree, *batch: Any, example_mask: Bool[Array, " batch"] | None = None
@@ -152,7 +190,7 @@ def value_and_clipped_grad(
         value = value / count.astype(value.dtype) if reduce == "mean" else value
         return value.astype(info.values.dtype), gradient, info
 
-    return value_and_gradient
+    return Clipped(value_and_gradient, limits, options)
 
 
 def norms(
@@ -208,21 +246,13 @@ def norms(
     return norms_of
 
 
-def _options(
-    limit: PyTree,
-    shrink: Shrink,
-    reduce: Reduce,
-    has_aux: bool,
-    nonfinite: Literal["zero", "propagate"],
-    strategy: Strategy,
-    microbatch_size: int | None,
-    form: Form,
-    bound: bool,
-) -> Options:
-    checks.limits_of(limit)
-    checks.check_choice("reduce", reduce, ("mean", "sum"))
-    checks.check_choice("nonfinite", nonfinite, ("zero", "propagate"))
-    checks.check_choice("strategy", strategy, ("auto", "vmap", "microbatch"))
-    checks.check_choice("form", form, ("auto", "gram", "matrices"))
-    checks.check_microbatch(strategy, microbatch_size)
-    return Options(shrink, reduce, has_aux, nonfinite, strategy, microbatch_size, form, bound)
+def _checked(limit: PyTree, options: Options) -> list[Any]:
+    """The limits of all blocks, after all that can be known to be wrong has been refused."""
+    limits, _ = checks.limits_of(limit)
+    checks.check_choice("reduce", options.reduce, ("mean", "sum"))
+    checks.check_choice("nonfinite", options.nonfinite, ("zero", "propagate"))
+    checks.check_choice("strategy", options.strategy, ("auto", "vmap", "microbatch"))
+    checks.check_choice("form", options.form, ("auto", "gram", "matrices"))
+    checks.check_microbatch(options.strategy, options.microbatch_size)
+    checks.check_sum(options.normalize_by, options.dtype)
+    return limits

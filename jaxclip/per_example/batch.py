@@ -1,7 +1,6 @@
 """Forward and backward pass of a batch, with per-example norms."""
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Array, PyTree
 from . import checks, measure
 from .backward import Arrays, Backward, Grads, Kept
 from .checks import Blocks
-from .devices import axes_of, varying
+from .devices import at_least_at_once, axes_of, varying
 from .forms import Form, Lanes, plans
 from .gram import Square
 from .products import accumulator
@@ -38,7 +37,7 @@ def run(
     traced = checks.trace(loss, *shapes, has_aux)
     parameters, example = jax.tree.leaves(params), jax.tree.leaves(batch)
     program = program_of(traced.jaxpr, len(parameters))
-    lanes = Lanes(size, 1 if axes_of(example) else math.gcd(size, jax.device_count()))
+    lanes = Lanes(size, 1 if axes_of(example) else at_least_at_once(size))
     chosen = [plan for plan in plans(program, blocks.of, form, lanes) if plan.form != "unused"]
     weights = weights_of(program, parameters, _read(program))
 

@@ -245,6 +245,21 @@ def check_microbatch(strategy: str, size: Any) -> None:
         )
 
 
+def check_sum(normalize_by: Any, dtype: Any) -> None:
+    """Rejects a divisor that is no positive number, and a dtype that holds no gradient."""
+    number = isinstance(normalize_by, float | int) and not isinstance(normalize_by, bool)
+    if not number or not 0 < normalize_by < math.inf:
+        raise ValueError(
+            f"`normalize_by` is {normalize_by!r}, but gradients are divided by it: give a positive "
+            "number, such as the expected batch size."
+        )
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"`dtype` is {dtype!r}, which does not hold a gradient. Give a float dtype, or None "
+            "for those of the parameters."
+        )
+
+
 def _struct(aval: Any, shape: tuple[int, ...], dropped: int) -> jax.ShapeDtypeStruct:
     options = {}
     mesh = getattr(aval.sharding, "mesh", None)

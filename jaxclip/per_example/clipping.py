@@ -60,7 +60,7 @@ def clipped(
         ),
     )
     sums, info = automatic(params, batch, mask, divisor, blocks.limits)
-    gradient = jax.tree.map(lambda s, p: s.astype(p.dtype), sums, params)
+    gradient = jax.tree.map(lambda s, p: s.astype(options.dtype or p.dtype), sums, params)
     unflatten = blocks.treedef.unflatten
     return gradient, info._replace(norms=unflatten(info.norms), clipped=unflatten(info.clipped))
 

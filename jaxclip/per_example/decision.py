@@ -45,6 +45,9 @@ class Options(NamedTuple):
     microbatch_size: int | None
     form: Form
     bound: bool
+    normalize_by: float = 1.0
+    rescale_to_unit_norm: bool = False
+    dtype: Any = None
 
 
 class Decided(NamedTuple):
@@ -86,9 +89,18 @@ def decide(
         fine = jnp.isfinite(norm)
         factor = options.shrink(jnp.where(fine, norm, 0), jnp.broadcast_to(limit, norm.shape))
         shrunk.append(mask & fine & (factor < 1))
-        factor = jnp.where(fine, factor / divisor.astype(norm.dtype), jnp.nan)
+        if options.rescale_to_unit_norm:
+            factor = _per_limit(factor, norm, limit)
+        factor = factor / (divisor.astype(norm.dtype) * options.normalize_by)
+        factor = jnp.where(fine, factor, jnp.nan)
         factors.append(jnp.where(takes_part, factor, 0))
     return Decided(factors, shrunk, takes_part, finite | ~mask)
+
+
+def _per_limit(factor: Array, norm: Array, limit: Array) -> Array:
+    """A factor over the limit; in the limit of 0 every gradient has the norm 1."""
+    direction = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
+    return jnp.where(limit > 0, factor / jnp.where(limit > 0, limit, 1), direction)
 
 
 def info_of(values: Array, found: Sequence[Array], decided: Decided, mask: Array, aux: Any) -> Info:

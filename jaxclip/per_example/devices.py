@@ -1,5 +1,6 @@
 """Values that differ from device to device, within `shard_map`, and batches on explicit axes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,14 @@ def batch_axes(batch: PyTree) -> Any:
     """The explicit mesh axes that a batch is spread over, None if it is not."""
     first = [spec_of(jax.typeof(x))[0] for x in jax.tree.leaves(batch)]
     return next((axes for axes in first if axes), None)
+
+
+def at_least_at_once(size: int) -> int:
+    """How many of a batch's examples to take at a time at least, for each device to have a share.
+
+    Where the batch is spread is not known while a function is traced for automatic axes.
+    """
+    return math.gcd(size, jax.device_count())
 
 
 def spread(batch: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from . import checks
+from .devices import at_least_at_once
 from .forms import Form, Lanes, Plan, plans
 from .program import ParamIndex, Program, Site
 from .trace import program_of
@@ -128,7 +129,7 @@ def explain(
     traced = checks.trace(loss, structs, example, has_aux)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     program = program_of(traced.jaxpr, len(paths))
-    chosen = plans(program, [0] * len(paths), form, Lanes(batch_size))
+    chosen = plans(program, [0] * len(paths), form, Lanes(batch_size, at_least_at_once(batch_size)))
     rows = []
     for i, path in enumerate(paths):
         own = [plan for plan in chosen if i in plan.parameters]

@@ -161,7 +161,7 @@ def _moved(eqn: core.JaxprEqn, place: int, x: np.ndarray, loops: int) -> np.ndar
         cut = slice(start, start + params["sizes"][place])
         return x[(*lead, *(slice(None),) * params["axis"], cut)]
     if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
-        shaped = x.reshape(*x.shape[:loops], *_result(eqn, place).shape)
+        shaped = x.reshape((*x.shape[:loops], *_result(eqn, place).shape))
         return shaped if np.may_share_memory(shaped, x) else None  # copied: the addresses are lost
     return None
 
