@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("Nothing yet", "`clip_by_global_norm(1.0)`", "limits", "char_lm", "limit of 1"),
+    Row("Nothing yet", "`clip_by_global_norm(1.0)`", "language", "char_lm", "limit of 1"),
     Row(
         "You can search for the limit",
         "`clip_by_global_norm(limit)`",

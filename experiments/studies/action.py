@@ -21,7 +21,7 @@ FEW = ("clip_by_global_norm", "autoclip", "zclip", "adagc")
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns no clip and the methods, each tuned."""
-    settings = ("mnist_deep", "char_lm") if full else ("mnist_deep",)
+    settings = ("mnist_deep", "cartpole") if full else ("mnist_deep",)
     methods = list(jaxclip.named()) if full else FEW
     return [
         arm

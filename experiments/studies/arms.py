@@ -139,6 +139,18 @@ class Design:
 
 
 FULL = Design()
+# For settings whose trainings take ten seconds and more, and for very many arms.
+LIGHT = Design(
+    points=8,
+    tuning_seeds=2,
+    rounds=2,
+    most_rounds=3,
+    finalists=3,
+    final_seeds=2,
+    slice_points=7,
+    slice_seeds=2,
+    seeds=12,
+)
 QUICK = Design(
     points=8,
     tuning_seeds=1,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 ASKS = {
     "optimizers": "does a clip raise the optimum of an optimizer, or widen its range?",
+    "language": "does a clip help a transformer, trained by AdamW as people do?",
     "limits": "is there a limit that needs no tuning?",
     "scopes": "clip the whole gradient, arrays, units, entries or singular values?",
     "schedules": "does a falling limit help, beside a falling learning rate?",

@@ -9,7 +9,7 @@ import optax
 
 import jaxclip
 from experiments.pages.report import Cell, Column, Table
-from experiments.studies.arms import Arm, Outcome
+from experiments.studies.arms import LIGHT, Arm, Outcome
 from experiments.studies.effects import by_setting, compare, find_baseline
 from experiments.studies.knobs import GLOBAL, Named, make_arm, rates, unclipped_arm
 from experiments.studies.search import Finding
@@ -23,7 +23,7 @@ TUNED = "tuned limit"
 REGRET = 1.0  # points that a rule without a number may cost
 # A rule is chosen on the first half, and reported on the second.
 CHOSEN_ON = ("mnist", "mnist_deep", "temporal_order", "char_lm")
-REPORTED_ON = ("fashion_residual", "cartpole", "mnist_bad_batches", "char_lm_bfloat16")
+REPORTED_ON = ("fashion_residual", "cartpole", "mnist_bad_batches", "mnist_heavy_tails")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,4 +184,5 @@ STUDY = Study(
     measures={"advised limit": advised},
     tables=tables,
     answer=answer,
+    full=LIGHT,
 )

@@ -4,14 +4,21 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.studies.catalog import ASKS, CONFIG, PAGE, RESULTS, TRAININGS
+from experiments.studies.catalog import ASKS, CONFIG, PAGE, RESULTS, TRAININGS, find
+from experiments.studies.compare import count
 
 
 def lines(runs: Path) -> Iterator[str]:
-    """Yields the lines of the list; `runs` is where comparisons are kept by default."""
+    """Yields the lines of the list; `runs` is where comparisons are kept by default.
+
+    There are more trainings than said where a best point is at the edge of what was tried.
+    """
     width = max(map(len, ASKS))
     for name, asks in ASKS.items():
+        study = find(name)
+        quick, full = (count(study.arms(form), study.design(form)) for form in (False, True))
         yield f"{name:{width}}  {asks}"
+        yield f"{'':{width}}  {quick:,} trainings; in the full form {full:,}, or more"
         for folder in (RESULTS / name, *sorted(runs.glob(f"{name}-*"))):
             if state := describe(folder):
                 yield f"{'':{width}}  {folder}: {state}"

@@ -7,17 +7,19 @@ from scipy import stats
 
 import jaxclip
 from experiments.pages.report import Column, Table
-from experiments.studies.arms import Arm
+from experiments.studies.arms import LIGHT, Arm
 from experiments.studies.effects import by_setting
 from experiments.studies.knobs import make_arm, unclipped_arm
 from experiments.studies.search import Finding
 from experiments.studies.settings import SETTINGS
 from experiments.studies.study import Study
 
+NAMES = ("mnist", "mnist_deep", "mnist_heavy_tails", "mnist_huge_examples", "cartpole")
+
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns no clip and all named methods, on the settings of the form."""
-    settings = list(SETTINGS.values()) if full else [SETTINGS["mnist"]]
+    settings = [SETTINGS[name] for name in (NAMES if full else NAMES[:1])]
     return [
         one
         for setting in settings
@@ -52,4 +54,5 @@ STUDY = Study(
     "number?",
     arms=arms,
     tables=rank_table,
+    full=LIGHT,
 )

@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]]
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns every optimizer without a clip and with one."""
-    settings = ("mnist", "mnist_deep", "char_lm") if full else ("mnist_deep",)
+    settings = ("mnist", "mnist_deep", "cartpole") if full else ("mnist_deep",)
     names = OPTIMIZERS if full else ("SGD", "Adam")
     return [arm for name in settings for optimizer in names for arm in pair(name, optimizer)]
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments.studies import stress
-from experiments.studies.arms import Arm
+from experiments.studies.arms import LIGHT, Arm
 from experiments.studies.knobs import unclipped_arm
 from experiments.studies.settings import SETTINGS, Setting
 from experiments.studies.spikes import forgiving_arm, skip_arm
@@ -45,4 +45,5 @@ STUDY = Study(
     question="What helps against corrupted batches, and a loss scale that overflows: a clip, or to "
     "skip the step?",
     arms=arms,
+    full=LIGHT,
 )

@@ -25,7 +25,7 @@ RATES: Mapping[str, Mapping[str, float]] = {
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns every way of the limit beside every way of the rate; all are one program."""
-    settings = ("mnist_deep", "char_lm") if full else ("mnist_deep",)
+    settings = ("mnist_deep", "cartpole") if full else ("mnist_deep",)
     limits = LIMITS if full else dict(list(LIMITS.items())[::2])
     return [
         arm

@@ -38,7 +38,7 @@ class AtQuantile:
 
 def arms(full: bool) -> Sequence[Arm]:
     """Returns no clip, and every measure at each of the quantiles."""
-    settings = ("mnist_deep", "char_lm") if full else ("mnist_deep",)
+    settings = ("mnist_deep", "cartpole") if full else ("mnist_deep",)
     names = list(MEASURES) if full else ["the whole", "every array", "every entry"]
     quantiles = QUANTILES if full else QUANTILES[:1]
     return [arm for name in settings for arm in of_setting(SETTINGS[name], names, quantiles)]

@@ -39,7 +39,7 @@ def test_failed_trainings_count_apart_from_the_score():
 
 
 def test_all_arms_of_a_form_have_one_budget():
-    for design in (arms.QUICK, arms.FULL):
+    for design in (arms.QUICK, arms.LIGHT, arms.FULL):
         assert design.points & (design.points - 1) == 0, "Sobol's sequences are even in powers of 2"
         assert design.rounds <= design.most_rounds
         assert all(number > 0 for number in dataclasses.asdict(design).values())

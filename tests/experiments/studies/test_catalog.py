@@ -43,7 +43,7 @@ def test_what_every_arm_is_compared_with_is_an_arm_of_its_setting(name):
 
 
 def test_the_ways_of_a_schedule_are_one_program():
-    made = [arm for arm in catalog.find("schedules").arms(True) if arm.setting.name == "char_lm"]
+    made = [arm for arm in catalog.find("schedules").arms(True) if arm.setting.name == "cartpole"]
     assert len(made) == 12
     assert len({arm.config for arm in made}) == 1
 

@@ -19,6 +19,7 @@ def test_every_study_is_listed_with_what_it_asks_and_where_it_was_trained(
     told = capsys.readouterr().out
     for name, asks in catalog.ASKS.items():
         assert f"{name} " in told and asks in told
+    assert "102 trainings; in the full form 6,264, or more" in told
     assert "runs/spikes-full: 2 trainings" in told
     assert "runs/spikes-quick: not finished" in told
     assert "results/methods: of the older design" in told
