@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from . import norms
 from .devices import Names, across, devices, over_devices
+from .reductions import number
 
 
 class ClipMetrics(NamedTuple):
@@ -84,14 +85,6 @@ def pool(
 
 def share(blocks: Sequence[Bool[Array, "..."]], apart: Sequence[Names] = ()) -> Float[Array, ""]:
     """The share of the blocks of which something is true; `apart` is as in `pool`."""
-
-    def number(block: Bool[Array, "..."]) -> Float[Array, ""]:
-        if not isinstance(block.size, int) or block.size < 2**31:
-            return jnp.sum(block, dtype=jnp.int32).astype(jnp.float32)
-        # An int32 would overflow, and float32 stops counting one by one at 2^24.
-        dtype = jnp.int32 if block.shape[-1] < 2**31 else jnp.float32
-        return jnp.sum(jnp.sum(block, axis=-1, dtype=dtype).astype(jnp.float32))
-
     [(axes, copies)] = across([apart or [()] * len(blocks)])
     own = [number(block) / n for block, n in zip(blocks, copies, strict=True)]
     [total] = over_devices(lax.psum, axes, [sum(own, start=jnp.zeros((), jnp.float32))])

@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact
 
 from .bits import magnitude, normal_size
 from .devices import Across, Names, along, devices, over_devices
 from .devices import across as across_devices
+from .reductions import lean_maximum
 
 Block = Sequence[Inexact[Array, "..."]]
 Axes = tuple[int, ...]
@@ -179,12 +180,13 @@ def _differentiable(norm: Norm, form: Form) -> Callable:
     def norms(blocks):
         if norm.ord == math.inf:
             return _largest(form, blocks)
-        return _rescued(
-            lambda blocks: _totals(norm, form, blocks),
+        values, _ = rescued(
+            lambda blocks: (_totals(norm, form, blocks), ()),
             lambda total: _root(norm.ord, total),
             lambda blocks: _scaled(norm, form, blocks),
             batches=not form.axes,
         )(blocks)
+        return values
 
     @norms.defjvp
     def norms_jvp(primals, tangents):
@@ -195,8 +197,11 @@ def _differentiable(norm: Norm, form: Form) -> Callable:
     return jax.jit(norms)
 
 
-def _rescued(plain: Callable, root: Callable, scaled: Callable, batches: bool) -> Callable:
+def rescued(plain: Callable, root: Callable, scaled: Callable, batches: bool) -> Callable:
     """Chooses between the plain norms and the scaled ones, at run time, once for all blocks.
+
+    `plain` returns the totals of the blocks, of which `root` makes norms, and what else its pass
+    has found; `scaled` returns norms. The choice returns norms, and what else was found.
 
     A branch costs nothing where it is not taken, and 3 times less than computing both forms. Under
     `vmap` a branch becomes a selection, which would always run both; hence the rule of its own,
@@ -205,10 +210,10 @@ def _rescued(plain: Callable, root: Callable, scaled: Callable, batches: bool) -
     """
 
     def norms(blocks):
-        totals = plain(blocks)
+        totals, rest = plain(blocks)
         extreme = [~_trusted(total) for total in totals]
         if not extreme:
-            return []
+            return [], rest
 
         def rescue():
             return [
@@ -217,13 +222,13 @@ def _rescued(plain: Callable, root: Callable, scaled: Callable, batches: bool) -
             ]
 
         any_extreme = functools.reduce(operator.or_, [jnp.any(e) for e in extreme])
-        return lax.cond(any_extreme, rescue, lambda: [root(total) for total in totals])
+        return lax.cond(any_extreme, rescue, lambda: [root(total) for total in totals]), rest
 
     def batched(axis_size, in_batched, blocks):
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched[0])
         over_batch = functools.partial(jax.vmap, in_axes=(axes,), axis_size=axis_size)
-        values = _rescued(over_batch(plain), root, over_batch(scaled), True)(blocks)
-        return values, [True for _ in values]
+        found = rescued(over_batch(plain), root, over_batch(scaled), True)(blocks)
+        return found, jax.tree.map(lambda _: True, found)
 
     if not batches:
         return norms
@@ -248,11 +253,8 @@ def _totals(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Array]:
 def _scaled(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Array]:
     r"""$m\,\|x / m\|_p$ with the largest entry $m$, of each block."""
     form, blocks = _stacked(form, blocks)
-    largest = _largest(form, blocks, _lean_maximum)
-    usable = [(m > 0) & jnp.isfinite(m) for m in largest]
-    roots = [jnp.sqrt(jnp.where(u, m, 1)) for u, m in zip(usable, largest, strict=True)]
 
-    def ratios(block: Block, kept: Axes, root: Array) -> Block:  # m = root * root
+    def ratios(block: Block, kept: Axes, root: Array) -> Block:
         # One root for every array: XLA would write a broadcast that several share to memory.
         own = lax.optimization_barrier([root] * len(block))
         return [
@@ -260,9 +262,20 @@ def _scaled(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Array]:
             for x, r in zip(block, own, strict=True)
         ]
 
-    scaled = [ratios(*one) for one in zip(blocks, form.kept, roots, strict=True)]
-    values = [_root(norm.ord, total) for total in _totals(norm, form, scaled)]
-    values = [value * root * root for value, root in zip(values, roots, strict=True)]
+    def scaled(roots: list[Array]) -> list[Array]:
+        divided = [ratios(*one) for one in zip(blocks, form.kept, roots, strict=True)]
+        return [_root(norm.ord, total) for total in _totals(norm, form, divided)]
+
+    return by_largest(_largest(form, blocks, lean_maximum), scaled)
+
+
+def by_largest(
+    largest: Sequence[Array], scaled: Callable[[list[Array]], list[Array]]
+) -> list[Array]:
+    r"""$m\,\|x / m\|$ of the largest entries and the norms of $x / r^2$, where $m = r^2$."""
+    usable = [(m > 0) & jnp.isfinite(m) for m in largest]
+    roots = [jnp.sqrt(jnp.where(u, m, 1)) for u, m in zip(usable, largest, strict=True)]
+    values = [value * r * r for value, r in zip(scaled(roots), roots, strict=True)]
     # Subnormal entries are flushed from the sum, but what is not zero has no norm of zero.
     return [
         jnp.where(u, jnp.maximum(value, jnp.finfo(value.dtype).tiny), m)
@@ -369,25 +382,6 @@ def _largest(
     return [_folded(jnp.maximum, [sizes[k] for k in own]) for own in members]
 
 
-def _lean_maximum(sizes: Int[Array, "..."], axes: Axes, initial: int) -> Int[Array, "..."]:
-    """The maximum, with nothing written to memory on the way.
-
-    On CPU XLA makes an array of what it reduces by one operation, and none of what it reduces by
-    two at once; of a sharded array it gathers the numbers of all parts.
-    """
-
-    def with_bits(sizes: Array) -> Array:
-        zero = jnp.array(initial, sizes.dtype)
-        most, bits = lax.reduce(
-            (sizes, sizes), (zero, zero), lambda a, b: (jnp.maximum(a[0], b[0]), a[1] | b[1]), axes
-        )
-        return most & bits  # has all bits of every one of them
-
-    return lax.platform_dependent(
-        sizes, cpu=with_bits, default=lambda sizes: jnp.max(sizes, axes, initial=initial)
-    )
-
-
 def _read(x: Array) -> Array:
     """The array to compute with, read for that alone.
 
@@ -433,9 +427,14 @@ def count(number: Any, dtype: jnp.dtype) -> Array:
     return jnp.asarray(float(number) if isinstance(number, int) else number).astype(dtype)
 
 
+def square(x: Array) -> Array:
+    r"""$|x|^2$, real also where $x$ is complex."""
+    return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
+
+
 def _power(x: Array, ord: float) -> Array:
     if ord == 2:
-        return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
+        return square(x)
     return jnp.abs(x) if ord == 1 else jnp.abs(x) ** ord
 
 

@@ -40,6 +40,7 @@ FLOORS = {
         "clip_metrics",
         "norms",
         "devices",
+        "reductions",
         "bits",
     ],
 }

@@ -1,20 +1,23 @@
 """Clipping by value, which has a way of its own: every block is one entry."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..bits import exponent, magnitude, no_larger, times_power_of_two
-from ..clip_metrics import share
+from ..bits import exponent, magnitude, no_larger, normal_size, times_power_of_two
 from ..core import ClipState, NonfiniteOptions, check_update, clip, next_state, scope_of
-from ..devices import across, devices
+from ..devices import Across, across, devices, over_devices
 from ..leaves import measurable, replace_measured
 from ..measures import per_entry
-from ..norms import l2, rms, working_dtype
+from ..norms import by_largest, count, l2, ratio, rescued, rms, square, working_dtype
+from ..reductions import lean_maximum, lean_sum, sum_and_number
 from ..shrinks import Nonfinite
 from ..thresholds import LimitLike
 from ..thresholds.tree import is_threshold, limit_tree
@@ -63,17 +66,67 @@ def clip_by_value(
         before = check_update(updates, state, params, name)
         dtype = before.norm.dtype
         limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
-        decided = [_clamped(x, c, nonfinite) for x, c in zip(arrays, limits, strict=True)]
-        clamped, shrunk = zip(*decided, strict=True) if decided else ((), ())
+        clamped = [_clamped(x, c, nonfinite)[0] for x, c in zip(arrays, limits, strict=True)]
         apart = [scope.spread(leaf, alone=True).apart for leaf in scope.leaves(scope.own(updates))]
-        sizes = rms([arrays, clamped], [(), ()], across([apart, apart]))
+        [over] = across([apart])
+        [norm] = rms([arrays], [()], [over])
+        clipped_norm, beyond = _after(arrays, limits, nonfinite, over, dtype)
         entries = [x.size * devices(names) for x, names in zip(arrays, apart, strict=True)]
         limit = mean_limit(limits, entries, dtype)
         return replace_measured(updates, structure.unflatten(clamped)), next_state(
-            state, name, state.thresholds, [*sizes, limit], share(shrunk, apart)
+            state, name, state.thresholds, [norm, clipped_norm, limit], beyond
         )
 
     return optax.GradientTransformationExtraArgs(by_factor.init, update)
+
+
+def _after(
+    arrays: Sequence[Array],
+    limits: Sequence[Array],
+    nonfinite: Nonfinite,
+    over: Across,
+    dtype: jnp.dtype,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The root mean square of the clamped entries, and the share of the entries that were beyond.
+
+    The entries are read and clamped once more, since to keep what was clamped takes longer.
+    """
+    shares = [x.size * (devices(over.axes) // n) for x, n in zip(arrays, over.copies, strict=True)]
+    entries = jnp.maximum(count(sum(shares), dtype), 1)
+
+    def read(x: Array, limit: Array) -> tuple[Array, Array]:
+        x, limit = lax.optimization_barrier((x, limit))
+        clamped, beyond = _clamped(x, limit, nonfinite)
+        return clamped.astype(working_dtype(x.dtype)), beyond
+
+    def mean(sums: list[Array]) -> Array:
+        own = [s.astype(dtype) / n for s, n in zip(sums, over.copies, strict=True)]
+        [total] = over_devices(lax.psum, over.axes, [sum(own, start=jnp.zeros((), dtype))])
+        return total / entries
+
+    def plain(sources: list[tuple[Array, Array]]) -> tuple[list[Array], Array]:
+        sums = [sum_and_number(square(x), beyond) for x, beyond in itertools.starmap(read, sources)]
+        return [mean([squares for squares, _ in sums])], mean([number for _, number in sums])
+
+    def scaled(sources: list[tuple[Array, Array]]) -> list[Array]:
+        def largest(x: Array, limit: Array) -> Array:
+            size = lean_maximum(magnitude(read(x, limit)[0]), tuple(range(x.ndim)))
+            return normal_size(size).astype(dtype)
+
+        def divided(x: Array, limit: Array, root: Array) -> Array:
+            return lean_sum(square(ratio(read(lax.optimization_barrier(x), limit)[0], root)))
+
+        sizes = [magnitude(largest(*source)) for source in sources]
+        most = functools.reduce(jnp.maximum, sizes, magnitude(jnp.zeros((), dtype)))
+        return by_largest(
+            [normal_size(m) for m in over_devices(lax.pmax, over.axes, [most])],
+            lambda roots: [jnp.sqrt(mean([divided(*source, roots[0]) for source in sources]))],
+        )
+
+    sources = list(zip(arrays, limits, strict=True))
+    choose = rescued(plain, jnp.sqrt, scaled, batches=not over.axes)
+    [value], beyond = choose(lax.stop_gradient(sources))
+    return value, beyond.astype(jnp.float32)
 
 
 def mean_limit(

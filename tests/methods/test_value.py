@@ -120,3 +120,37 @@ def test_value_of_more_entries_than_an_integer_counts(method):
     out, state = jax.eval_shape(lambda g: tx.update(g, tx.init(g), g), large)
     assert jax.tree.map(lambda x: x.shape, out) == jax.tree.map(lambda x: x.shape, large)
     assert jaxclip.metrics(state)["clip"].clipped.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_value_has_the_metrics_of_float64(monkeypatch, devices):
+    """At every scale, with arrays that have limits far from each other's, and with what is bad."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(40, 60)), "b": rng.normal(size=(3000,)), "c": rng.normal()}
+
+    @jax.jit
+    def run(x, a, b):
+        tx = jaxclip.clip_by_value({"a": a, "b": b, "c": None}, nonfinite="zero")
+        return jaxclip.metrics(tx.update(x, tx.init(x))[1])["clip"]
+
+    def check(x, a, b):
+        metrics = run(jax.tree.map(jnp.asarray, x), jnp.float32(a), jnp.float32(b))
+        limits = {"a": a, "b": b, "c": np.inf}
+        sizes = {key: np.abs(np.asarray(x[key], np.float64)).ravel() for key in x}
+        cut = {
+            key: np.where(np.isfinite(s), np.minimum(s, limits[key]), 0) for key, s in sizes.items()
+        }
+        beyond = {key: np.isfinite(s) & (s > limits[key]) for key, s in sizes.items()}
+        together = [np.concatenate(list(part.values())) for part in (cut, beyond)]
+        np.testing.assert_allclose(
+            metrics.clipped_norm, np.sqrt(np.mean(together[0] ** 2)), rtol=2e-6
+        )
+        np.testing.assert_allclose(metrics.clipped, np.mean(together[1]), rtol=1e-6)
+
+    for size, a, b in [(1, 0.5, 2), (1e30, 1e-30, 1), (1e-30, 1e-31, np.inf), (1e25, 1, np.inf)]:
+        check(jax.tree.map(lambda x, size=size: np.float32(size * x), x), a, b)
+    bad = jax.tree.map(np.float32, x)
+    bad["a"][3, 4], bad["b"][5] = np.nan, np.inf
+    check(bad, 0.5, 2)
+    check(jax.tree.map(np.zeros_like, bad), 0.5, 2)
