@@ -87,6 +87,27 @@ def test_robustness_a_zero_in_the_warm_up_of_adagc_does_not_freeze_the_array(fee
     assert outs[-1] > 0.8
 
 
+@pytest.mark.parametrize(
+    ("make", "published"),
+    [
+        (jaxclip.zclip, {}),
+        (jaxclip.zclip, {"feed": "within_limit"}),
+        (jaxclip.adagc, {}),
+        (jaxclip.drop_spikes, {"feed": "within_limit"}),
+        (functools.partial(jaxclip.clip_by_norm_ratio, 1.05), {}),
+    ],
+)
+def test_robustness_zeros_late_in_a_training(make, published):
+    """Most have learned from a thousand zeros that all else is an outlier; not from raw norms."""
+    before, after = quiet(300, 0.5), quiet(3000, 0.5, seed=7)
+    norms = np.concatenate([before, np.zeros(1000), after])
+    outs, _ = run(make(**published), norms)
+    assert outs[250:300].sum() > 0.95 * norms[250:300].sum()
+    assert outs[-50:].sum() < 0.01 * after[-50:].sum()
+    outs, _ = run(make(feed="raw"), norms)
+    assert outs[1300 + 200 :].sum() > 0.95 * after[200:].sum()
+
+
 def test_robustness_zclip_as_published_never_follows():
     norms = np.concatenate([quiet(25), quiet(1000, 2.0, seed=4)])
     outs, _ = run(jaxclip.zclip(limit=None), norms)

@@ -10,6 +10,7 @@ import pytest
 
 import jaxclip
 from jaxclip import measures, thresholds
+from jaxclip.thresholds.averages import second_moment
 from tests.helpers import same_bits, tree
 
 ALL = {
@@ -80,6 +81,10 @@ def test_thresholds_vmap_over_their_numbers():
     ("make", "error", "says"),
     [
         (lambda: thresholds.ema(-1.0, decay=0.9), ValueError, "`ratio` is -1.0"),
+        (lambda: thresholds.ema(0.0, decay=0.9), ValueError, "`ratio` is 0.*zeros of all"),
+        (lambda: jaxclip.clip_by_norm_ratio(0), ValueError, "`ratio` is 0.*zeros of all"),
+        (lambda: jaxclip.spam_clip(0.0), ValueError, "`ratio` is 0.*zeros of all"),
+        (lambda: jaxclip.drop_spikes(0), ValueError, "`factor` is 0.*zeros of all"),
         (lambda: thresholds.ema(1.0, decay=1.5), ValueError, "`decay` is 1.5.*0 to 1"),
         (lambda: thresholds.ema(1.0, decay=0.9, feed="some"), ValueError, "'clipped', 'raw'"),
         (lambda: thresholds.zscore(rule="max"), ValueError, "'adaptive', 'mean', 'cap'"),
@@ -156,3 +161,19 @@ def test_thresholds_begin_with_the_first_positive_norm():
     state = jax.lax.fori_loop(0, 1000, lambda _, s: tracker.update(zero, s)[1], state)
     state = jax.lax.fori_loop(0, 1000, lambda _, s: tracker.update(zero + 1, s)[1], state)
     assert float(jaxclip.metrics(state)["clip"].limit) > 0.5
+
+
+@pytest.mark.parametrize("number", [0.0, 0.1])
+def test_thresholds_that_shrink_to_zero_do_not_begin_again(number):
+    """A limit below the norms that it follows falls for ever, and what is left is no start."""
+    number = jnp.float32(number)  # which may come from a schedule, and is not refused
+    norms = jnp.concatenate([jnp.array([0.9, 1.1, 1.0]), jnp.full(600, 1.2)])
+    for threshold in (
+        thresholds.ema(number, decay=0.8),
+        second_moment(number, decay=0.8, warmup=0),
+        thresholds.zscore(0.1, decay=0.8, warmup=3, factor=number),
+    ):
+        tx = jaxclip.clip(measures.whole(), threshold)
+        _, outs = jax.lax.scan(lambda s, n, tx=tx: tx.update(n, s)[::-1], tx.init(norms[0]), norms)
+        assert outs[0] > 0.8
+        assert np.max(outs[-500:]) < 0.9

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from .. import measures, shrinks, thresholds
 from ..core import ClipOptions, NonfiniteOptions, clip, measured_norm, scope_of
 from ..thresholds import Feed, LimitLike, Now, Number, Threshold, as_threshold, check_choice
-from ..thresholds.averages import second_moment
+from ..thresholds.averages import ALL_ZERO, second_moment
 from ..thresholds.base import check_number, check_warmup
 from .named import named_method
 
@@ -274,5 +274,7 @@ def drop_spikes(
     Source:
       The rule `k` times the moving average of `skip_and_clip_by_global_norm` of axlearn.
     """
-    limit = thresholds.ema(check_number("factor", factor), decay=decay, feed=feed)
+    limit = thresholds.ema(
+        check_number("factor", factor, positive=ALL_ZERO), decay=decay, feed=feed
+    )
     return clip(measures.whole(), limit, shrinks.drop, **options)

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from .. import measures, norms, shrinks
 from ..core import ClipOptions, NonfiniteOptions, clip
 from ..thresholds import LimitLike, as_threshold, check_number
+from ..thresholds.base import FINITE
 from .named import named_method
 
 
@@ -40,7 +41,8 @@ def clip_by_global_norm(
     Source:
       Pascanu, Mikolov, Bengio 2012, arXiv 1211.5063.
     """
-    shrink = partial(shrinks.hard, eps=check_number("eps", eps))
+    # A norm that is infinite by its epsilon would be clipped to zero.
+    shrink = partial(shrinks.hard, eps=check_number("eps", eps, at_most=FINITE))
     return clip(measures.whole(norms.lp(ord)), limit, shrink, **options)
 
 

@@ -12,6 +12,7 @@ from .base import (
     Now,
     Number,
     Threshold,
+    awake,
     check_choice,
     check_number,
     check_warmup,
@@ -21,6 +22,7 @@ from .base import (
 )
 
 _OUTLIER = 1000.0
+ALL_ZERO = "which makes zeros of all gradients but the first"
 
 
 class Average(NamedTuple):
@@ -43,7 +45,7 @@ def ema(
     $$\tau_t = \lambda\,\gamma_{t-1}, \qquad \gamma_t = \beta\,\gamma_{t-1} + (1 - \beta)\,x_t$$
 
     Args:
-      ratio: $\lambda$.
+      ratio: $\lambda > 0$.
       decay: $\beta$, from 0 to 1; the half-life is $\ln 2 / (1 - \beta)$ steps.
       warmup: the number of steps without a limit. There is none either before a first positive
         norm.
@@ -59,7 +61,8 @@ def ema(
       >>> import jaxclip
       >>> tx = jaxclip.clip(jaxclip.measures.per_leaf(), jaxclip.thresholds.ema(2.0, decay=0.99))
     """
-    ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    ratio = check_number("ratio", ratio, positive=ALL_ZERO)
+    decay = check_number("decay", decay, at_most=1)
     check_warmup(warmup)
     check_choice("start", start, "mean", "smallest")
     check_choice("feed", feed, "clipped", "raw", "within_limit")
@@ -82,7 +85,7 @@ def ema(
             started = jnp.where(norm > _OUTLIER * mean, norm, started)
         started = jnp.where(empty, norm, started)
         learned = beta * mean + (1 - beta) * intake(feed, norm, limit, mean)
-        mean = jnp.where(starting, started, learned)
+        mean = awake(jnp.where(starting, started, learned), norm)
         return limit, Average(mean, jnp.where(mean > 0, seen + 1, 0))
 
     return Threshold(init, update)
@@ -170,7 +173,7 @@ def zscore(
             starting, jnp.sqrt(1 - weight) * jnp.abs(value - mean), jnp.abs(value - moved)
         )
         spread = jnp.hypot(jnp.sqrt(1 - weight) * deviation, jnp.sqrt(weight) * distance)
-        learned = Moments(moved, spread, seen + 1)
+        learned = Moments(awake(moved, norm), spread, seen + 1)
         if feed == "within_limit":
             learned = Moments(
                 *[jnp.where(spike, a, b) for a, b in zip(state, learned, strict=True)]
@@ -243,7 +246,7 @@ def second_moment(
     v_t = \beta v_{t-1} + (1 - \beta)\,x_t^2, \qquad v_0 = 0$$
 
     Args:
-      ratio: $\theta$.
+      ratio: $\theta > 0$.
       decay: $\beta$, from 0 to 1.
       warmup: the first step that has a limit. There is none either while $v$ is 0.
       feed: $x_t$. `"clipped"` is $\min(n_t, \tau_t)$, `"raw"` is $n_t$.
@@ -256,7 +259,8 @@ def second_moment(
     Source:
       Huang et al. 2025 (SPAM), arXiv 2501.06842, which has a limit of 0 where $v$ is 0.
     """
-    ratio, decay = check_number("ratio", ratio), check_number("decay", decay, at_most=1)
+    ratio = check_number("ratio", ratio, positive=ALL_ZERO)
+    decay = check_number("decay", decay, at_most=1)
     check_warmup(warmup)
     check_choice("feed", feed, "clipped", "raw")
 
@@ -269,6 +273,6 @@ def second_moment(
         limit = jnp.where(starting, jnp.inf, jnp.sqrt(theta) * state.root)
         value = intake(feed, norm, limit, norm)
         root = jnp.hypot(jnp.sqrt(beta) * state.root, jnp.sqrt(1 - beta) * value)
-        return limit, SecondMoment(jnp.minimum(root, jnp.finfo(root.dtype).max))
+        return limit, SecondMoment(awake(jnp.minimum(root, jnp.finfo(root.dtype).max), norm))
 
     return Threshold(init, update)

@@ -53,6 +53,7 @@ class Threshold(NamedTuple):
 
 LimitLike = float | Array | Schedule | Threshold
 Number = float | Array
+FINITE = float(np.finfo(np.float32).max)
 Feed = Literal["clipped", "raw", "within_limit"]
 
 
@@ -61,6 +62,15 @@ def intake(feed: Feed, norm: Norm, limit: Limit, memory: Limit) -> Limit:
     if feed == "raw":
         return norm
     return jnp.minimum(norm, limit) if feed == "clipped" else jnp.where(norm <= limit, norm, memory)
+
+
+def awake(memory: Limit, norm: Norm) -> Limit:
+    """The memory after a norm, positive if the norm was, however much was clipped of it.
+
+    A memory of zero has no limit yet, and would let the next norm through.
+    """
+    kept = jnp.maximum(memory, jnp.finfo(memory.dtype).tiny)
+    return jnp.where(norm > 0, kept, memory)
 
 
 def numbers(norm: Norm, *values: float | Array) -> list[Array]:
@@ -197,12 +207,13 @@ def check_number(
     *,
     at_least: float = 0,
     at_most: float = math.inf,
-    positive: bool = False,
+    positive: str = "",
     hint: str = "",
 ) -> Any:
     """Returns a number or an array as it is, and refuses what cannot be one.
 
     Only Python (and NumPy) numbers are looked at: an array may be traced, and is taken at its word.
+    With `positive`, which says why, 0 is refused as well.
     """
     wanted = "a number, a scalar array, a schedule or a threshold"
     if isinstance(value, bool | np.bool_ | str | bytes | complex | None):
@@ -219,10 +230,7 @@ def check_number(
             why = ", but it is compared with what cannot be negative or nan" * (at_most == math.inf)
             raise ValueError(f"`{name}` is {value}{why}: give a number of {between}.{remedy}{hint}")
         if positive and value == 0:
-            raise ValueError(
-                f"`{name}` is 0, which it would stay for ever: it moves in proportion to itself. "
-                "Give a positive number, such as 0.1."
-            )
+            raise ValueError(f"`{name}` is 0, {positive}. Give a positive number, such as 0.1.")
         return float(value)
     if isinstance(value, jax.Array | np.ndarray):
         if value.ndim:

@@ -28,7 +28,8 @@ def geometric_quantile(
     """
     share = check_quantile(quantile)
     rate = check_number("rate", rate, at_most=100)
-    initial = check_number("initial", initial, positive=True)
+    forever = "which it would stay for ever: it moves in proportion to itself"
+    initial = check_number("initial", initial, positive=forever)
 
     def init(norm: Norm) -> Float[Array, ""]:
         return jnp.asarray(initial, norm.dtype) + norm

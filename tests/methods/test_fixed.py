@@ -113,6 +113,8 @@ def test_fixed_eps_is_that_of_torch():
     gradient = jnp.array([3.0, 4.0])
     tx = jaxclip.clip_by_global_norm(1.0, eps=1.0)
     np.testing.assert_allclose(tx.update(gradient, tx.init(gradient))[0], gradient / 6, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`eps` is inf.* of 0 to 3.4"):
+        jaxclip.clip_by_global_norm(1.0, eps=np.inf)
 
 
 def test_fixed_group_limits():
