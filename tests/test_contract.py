@@ -139,9 +139,11 @@ def test_contract_what_has_no_norm_passes_through(case):
     frozen = jax.grad(lambda i: jnp.float32(1), allow_int=True)(2)
     others = {"count": jnp.arange(3), "none": None, "masked": optax.MaskedNode()}
     others |= {"empty": jnp.zeros((0, 4)), "frozen": frozen}
-    params = PARAMS | others | {"frozen": jnp.array(2)}
+    key = jax.random.key(3)
+    params = PARAMS | others | {"frozen": jnp.array(2), "key": key}
     state = tx.init(params)
-    out, _ = jax.jit(lambda g: tx.update(g | others, state, params))(tree())
+    out, _ = jax.jit(lambda g: tx.update(g | others | {"key": key}, state, params))(tree())
+    assert out.pop("key") == key
     assert out.pop("frozen").dtype == jax.dtypes.float0
     assert same_bits({key: out.pop(key) for key in others if key != "frozen"}, _without(others))
     close(out, step(case)(tree(), tx.init(PARAMS), PARAMS)[0])
@@ -469,11 +471,16 @@ def test_contract_hyperparameters_do_not_change_the_dtype_of_a_state(case):
     with jax.enable_x64(True):
         wide = {k: jnp.float64(v) for k, v in case.args.items() if isinstance(v, float)}
         tx = case.make(**wide)
-        params = tree(seed=1)
-        state = jax.eval_shape(tx.init, params)
-        _, after = jax.eval_shape(tx.update, params, state, params)
-        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-        assert all(x.dtype != jnp.float64 for x in jax.tree.leaves(after))
+        for dtype in (jnp.float32, jnp.bfloat16):
+            params = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), tree(seed=1))
+            state = jax.eval_shape(tx.init, params)
+            out, after = jax.eval_shape(tx.update, params, state, params)
+            chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
+            chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+            floats = [
+                x.dtype for x in jax.tree.leaves(after) if jnp.issubdtype(x.dtype, jnp.floating)
+            ]
+            assert floats and all(found == jnp.float32 for found in floats)
 
 
 # A decomposition wants shapes that are numbers.

@@ -291,7 +291,14 @@ def test_core_an_update_of_none_where_init_had_an_array():
         out, after = tx.update({"a": params["a"], "b": None}, state, params)
         assert out["b"] is None and out["a"].shape == (2,)
         assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert same_bits(_of_leaf("b", after), _of_leaf("b", state))
         tx.update(params, after, params)
+
+
+def _of_leaf(name, state):
+    """What a state remembers of one leaf."""
+    entries, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [x for path, x in entries if f"['{name}']" in jax.tree_util.keystr(path)]
 
 
 @dataclasses.dataclass

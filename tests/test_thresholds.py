@@ -156,6 +156,9 @@ def test_thresholds_begin_with_the_first_positive_norm():
 
         outs = run(jnp.array([0.0, 0.0, 2.0, 2.0, 1.0], jnp.float32))
         np.testing.assert_allclose(outs, [0, 0, 2, 2, 1], rtol=1e-6, err_msg=name)
+        if name in ("ema", "previous"):
+            outs = run(jnp.array([0.0, 1e-6, 1.0, 1.0, 1.0], jnp.float32))
+            assert outs[2] < 2e-6, name
     tracker = jaxclip.clip_by_quantile()
     state, zero = tracker.init(jnp.zeros(())), jnp.zeros(())
     state = jax.lax.fori_loop(0, 1000, lambda _, s: tracker.update(zero, s)[1], state)

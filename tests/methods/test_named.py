@@ -36,3 +36,6 @@ def test_named_methods_take_injected_hyperparameters():
     np.testing.assert_allclose(static.update(gradient, static.init(gradient))[0], gradient / 7)
     with pytest.raises(TypeError, match="static_args"):
         optax.inject_hyperparams(jaxclip.clip_by_global_norm)(1.0, ord=1).init(gradient)
+    for options, dtype in (({}, jnp.bfloat16), ({"hyperparam_dtype": jnp.float32}, jnp.float32)):
+        half = optax.inject_hyperparams(jaxclip.clip_by_global_norm, **options)(1.0)
+        assert half.init(gradient.astype(jnp.bfloat16)).hyperparams["limit"].dtype == dtype
