@@ -53,9 +53,15 @@ def test_a_study_is_what_is_asked_for():
         catalog.find("nothing_like_it")
 
 
-def optimizer_of(config):
-    """What a study makes of a gradient: whatever the task is, it is traced as well as another."""
-    return config.clip, config.optimizer, config.clip_last, config.per_example
+def few(made):
+    """Arms that have every clip and every optimizer among them, whatever the task is."""
+    seen = set()
+    for arm in made:
+        config = arm.config
+        parts = {config.clip, config.optimizer, (config.clip_last, config.per_example)}
+        if not parts <= seen:
+            seen |= parts
+            yield arm
 
 
 @pytest.mark.wide
@@ -63,14 +69,19 @@ def optimizer_of(config):
 @pytest.mark.parametrize("name", catalog.NAMES)
 def test_every_optimizer_of_every_study_can_be_traced(name, tiny_mnist):
     study = catalog.find(name)
-    for arm in {optimizer_of(arm.config): arm for arm in study.arms(True)}.values():
+    for arm in few(study.arms(True)):
         config = dataclasses.replace(arm.config, batch_size=20, epochs=1)
         data = arm.setting.data({})
-        few = data._replace(train=jax.tree.map(lambda x: x[:40], data.train))
+        little = data._replace(train=jax.tree.map(lambda x: x[:40], data.train))
         numbers = arm.point({name: range.low for name, range in arm.box.items()})
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            history = jax.eval_shape(functools.partial(train.train, config), trial(**numbers), few)
+            history = jax.eval_shape(
+                functools.partial(train.train, config), trial(**numbers), little
+            )
         assert history.loss.shape == (1, 2), arm.title
-        measured = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), history)
-        if study.measures and name != "spikes":  # whose spikes are later
-            assert all(np.isfinite(measure(measured)) for measure in study.measures.values())
+        # As if it had more steps: spikes and parts of a training need them.
+        measured = jax.tree.map(
+            lambda x: np.ones((1, 2000) if x.shape == (1, 2) else x.shape, x.dtype), history
+        )
+        for measure in study.measures.values():
+            float(measure(measured))
