@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from . import norms
-from .devices import Names, across, devices, over_devices
+from .devices import Across, Names, across, devices, over_devices
 from .reductions import number
 
 
@@ -85,11 +85,20 @@ def pool(
 
 def share(blocks: Sequence[Bool[Array, "..."]], apart: Sequence[Names] = ()) -> Float[Array, ""]:
     """The share of the blocks of which something is true; `apart` is as in `pool`."""
-    [(axes, copies)] = across([apart or [()] * len(blocks)])
-    own = [number(block) / n for block, n in zip(blocks, copies, strict=True)]
-    [total] = over_devices(lax.psum, axes, [sum(own, start=jnp.zeros((), jnp.float32))])
+    [over] = across([apart or [()] * len(blocks)])
+    axes, copies = over
     sizes = [block.size * (devices(axes) // n) for block, n in zip(blocks, copies, strict=True)]
-    return total / jnp.maximum(norms.count(sum(sizes), jnp.dtype(jnp.float32)), 1)
+    return total([number(block) for block in blocks], over) / jnp.maximum(
+        norms.count(sum(sizes), jnp.dtype(jnp.float32)), 1
+    )
+
+
+def total(parts: Sequence[Float[Array, ""]], over: Across) -> Float[Array, ""]:
+    """The sum of numbers of which each device has its own, or the same as others."""
+    dtype = parts[0].dtype if parts else jnp.float32
+    own = [part / n for part, n in zip(parts, over.copies, strict=True)]
+    [found] = over_devices(lax.psum, over.axes, [sum(own, start=jnp.zeros((), dtype))])
+    return found
 
 
 def metrics(opt_state: Any) -> dict[str, ClipMetrics]:

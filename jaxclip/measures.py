@@ -25,7 +25,7 @@ from .bits import at_least_normal
 from .devices import Names
 from .leaves import Factor, Path, as_factor, is_measured, measurable, replace_measured, scale
 from .scope import NOTHING_SAID, Leaf, Scope, over_blocks, spread_prefix
-from .singular import decompose, matrix, recompose
+from .singular import decompose, matrix, over_matrices, recompose
 
 Norms = PyTree[Float[Array, "..."]]
 Factors = PyTree[Factor | Float[Array, "..."]]
@@ -221,7 +221,7 @@ def per_slice(axes: Axes, norm: norms.Norm = norms.l2) -> Scoped:
       >>> print(values["kernel"])
       [5. 1.]
     """
-    return _per_slice(lambda path, x: axes(path, x) if callable(axes) else axes, norm)
+    return _per_slice(axes, norm)
 
 
 def per_leaf(norm: norms.Norm = norms.l2) -> Scoped:
@@ -241,7 +241,7 @@ def per_leaf(norm: norms.Norm = norms.l2) -> Scoped:
       >>> print(values)
       {'b': Array(1., dtype=float32), 'w': Array(5., dtype=float32)}
     """
-    return _per_slice(lambda path, x: (), norm)
+    return _per_slice((), norm)
 
 
 def per_entry() -> Scoped:
@@ -286,7 +286,7 @@ def per_unit(axes: Axes | None = None, norm: norms.Norm = norms.l2) -> Scoped:
     return per_slice(axes, norm)
 
 
-def singular_values() -> Scoped:
+def singular_values(axes: Axes = ()) -> Scoped:
     r"""Every singular direction of every matrix is a block.
 
     $$G = U \,\mathrm{diag}(n_1, \dots, n_k)\, V^\top$$
@@ -294,8 +294,13 @@ def singular_values() -> Scoped:
     A kernel of more than two axes counts as the matrix of its last axis against all others; a
     vector as a matrix of one row, whose singular value is its norm.
 
+    Args:
+      axes: the axes along which a leaf is a stack of matrices, as in `per_slice`, such as `0` where
+        `scan` stacked the layers.
+
     Returns:
-      A measure whose norms have the structure of the updates, with the singular values of each.
+      A measure whose norms have the structure of the updates, with the kept axes of each leaf, and
+      its singular values along a last one.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -306,31 +311,38 @@ def singular_values() -> Scoped:
 
     def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
         treedef = jax.tree.structure(measurable(updates))
-        leaves = [scope.undivided(leaf) for leaf in scope.leaves(updates)]
-        parts = [decompose(matrix(x)) for x in leaves]
+        leaves = scope.leaves(updates)
+        kept = [kept_axes(axes, leaf) for leaf in leaves]
+        apart = [scope.undivided(*one) for one in zip(leaves, kept, strict=True)]
+        parts = [
+            over_matrices(lambda x: decompose(matrix(x)), k, [True], False)(leaf.array)
+            for leaf, k in zip(leaves, kept, strict=True)
+        ]
 
         def rescale(factors: Factors) -> optax.Updates:
             all_factors = map(as_factor, treedef.flatten_up_to(factors))
             new = [
-                recompose((left, factor.second * values, right), factor.first, x)
-                for (left, values, right), factor, x in zip(parts, all_factors, leaves, strict=True)
+                over_matrices(recompose, k, [False, False, True], True)(
+                    (left, factor.second * values, right), factor.first, leaf.array
+                )
+                for (left, values, right), factor, leaf, k in zip(
+                    parts, all_factors, leaves, kept, strict=True
+                )
             ]
             return treedef.unflatten(new)
 
         values = [at_least_normal(values) for _, values, _ in parts]
-        return treedef.unflatten(values), FullRange(rescale)
+        return treedef.unflatten(values), FullRange(rescale, apart)
 
     return by_leaf(measure)
 
 
-def _per_slice(
-    axes: Callable[[Path, Array], int | tuple[int, ...]], norm: norms.Norm, *, alone: bool = False
-) -> Scoped:
+def _per_slice(axes: Axes, norm: norms.Norm, *, alone: bool = False) -> Scoped:
     def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
         scope = scope.or_else(norm.axis_name)
         treedef = jax.tree.structure(measurable(updates))
         leaves = scope.leaves(updates)
-        kept = [_kept(axes(leaf.path, leaf.array), leaf.path, leaf.array) for leaf in leaves]
+        kept = [kept_axes(axes, leaf) for leaf in leaves]
         spread = [scope.spread(leaf, k, alone=alone) for leaf, k in zip(leaves, kept, strict=True)]
         values = norm([[leaf.array] for leaf in leaves], kept, over_blocks([[s] for s in spread]))
 
@@ -351,7 +363,15 @@ def _per_slice(
     return by_leaf(measure)
 
 
-def _kept(axes: int | tuple[int, ...], path: Path, x: Array) -> tuple[int, ...]:
+def kept_axes(axes: Axes, leaf: Leaf) -> tuple[int, ...]:
+    """The axes of a leaf that are kept, none of them negative, in order.
+
+    Raises:
+      TypeError: they are no integers.
+      ValueError: the leaf does not have one of them.
+    """
+    path, x = leaf.path, leaf.array
+    axes = axes(path, x) if callable(axes) else axes
     axes = (axes,) if isinstance(axes, int) else tuple(axes)
     if not all(isinstance(axis, int) for axis in axes):
         raise TypeError(f"`axes` is {axes!r}. Give an integer, or a tuple of them.")

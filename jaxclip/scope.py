@@ -144,20 +144,24 @@ class Scope:
             self._refuse_name(leaf, over, "its shape over all devices is wanted")
         return tuple(length * devices(over) for length in leaf.array.shape)
 
-    def undivided(self, leaf: Leaf) -> Array:
-        """The array of a leaf that is to be on one device as a whole.
+    def undivided(self, leaf: Leaf, kept: Sequence[int]) -> Names:
+        """The mapped axes along which every device has matrices of its own.
+
+        Args:
+          leaf: the leaf.
+          kept: the axes of the array along which it is a stack of matrices.
 
         Raises:
-          ValueError: it is spread over a mapped axis.
+          ValueError: a matrix is spread over a mapped axis.
         """
-        over = union(self.spread(leaf))
+        over, apart = self.spread(leaf, kept)
         if over:
             raise ValueError(
                 f"{_the(leaf)} is spread over the mapped axis {over[0]!r}, and singular values are "
                 "those of a whole matrix. Gather it first, as by `jax.lax.all_gather`, or give "
                 "`axis_name=()` if every device has a matrix of its own."
             )
-        return leaf.array
+        return apart
 
     def everywhere(self, x: Array, name: str) -> Array:
         """The mean over all named axes of a number that every device may have one of its own.

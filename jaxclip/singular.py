@@ -1,7 +1,8 @@
 """The singular values of arrays: as matrices, decomposed, and put together again."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,29 @@ def matrix(x: Inexact[Array, "..."]) -> Inexact[Array, "m n"]:
     wide = x.astype(working_dtype(x.dtype))
     if _is_explicit(x):  # a decomposition is not computed in parts
         wide = jax.sharding.reshard(wide, NamedSharding(jax.typeof(x).sharding.mesh, P()))
-    return wide.reshape(matrix_shape(x))
+    return wide.reshape(matrix_shape(x.shape))
 
 
-def matrix_shape(x: Inexact[Array, "..."]) -> tuple[int, int]:
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """The rows and columns of that matrix."""
-    return (math.prod(x.shape[:-1]), x.shape[-1]) if x.ndim > 1 else (1, x.size)
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def over_matrices(f: Callable, kept: tuple[int, ...], arrays: Sequence[bool], out: Any) -> Callable:
+    """Maps a function of matrices over the axes of a stack of them.
+
+    Args:
+      f: the function.
+      kept: the axes, in order.
+      arrays: of each argument, whether it has the axes where the stack has them; else they come
+        first.
+      out: likewise of what the function returns.
+    """
+    for position, axis in reversed(list(enumerate(kept))):
+        here = [axis - position if one else 0 for one in arrays]
+        out_axes = jax.tree.map(lambda one, at=axis - position: at if one else 0, out)
+        f = jax.vmap(f, in_axes=tuple(here), out_axes=out_axes)
+    return f
 
 
 def in_parts(f: Callable, x: Inexact[Array, "..."], limit: Array) -> tuple[Array, Array]:

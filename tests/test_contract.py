@@ -5,6 +5,7 @@ in one process (`conftest.py`), and what is a matter of shapes, dtypes or shardi
 """
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -310,6 +311,56 @@ def test_contract_measures_some_leaves_and_scales_some(case):
     assert same_bits(of_applied["temperature"], gradient["temperature"])
     if case.method is not jaxclip.adagc:  # of which a leaf that is not scaled is not measured
         close(of_applied["conv"], everything[0]["conv"])
+
+
+STACKS = [case for case in METHODS if "axes" in inspect.signature(case.method).parameters]
+
+
+@pytest.mark.parametrize("case", STACKS, ids=lambda case: case.name)
+def test_contract_stacked_layers_are_those_beside_each_other(case):
+    """As `scan` stacks them: norms, limits, memories and metrics are those of each layer."""
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4, 5), "bias": (3, 5)}
+
+    def stacked(size):
+        sizes = size * 4.0 ** np.arange(3)  # each layer has norms of its own
+        return {
+            key: jnp.asarray(
+                rng.normal(size=shape) * sizes.reshape(3, *[1] * (len(shape) - 1)), jnp.float32
+            )
+            for key, shape in shapes.items()
+        }
+
+    def layers(tree):
+        return [jax.tree.map(lambda x, k=k: x[k], tree) for k in range(3)]
+
+    of_unit = (lambda path, x: (0, -1) if x.ndim > 2 else 0) if case.blocks == "unit" else 0
+    together, apart = case.make(axes=of_unit), case.make()
+    params = stacked(0.1)
+
+    @jax.jit
+    def update(gradient, state, states):
+        whole = together.update(gradient, state, params)
+        return whole, apart.update(layers(gradient), states, layers(params))
+
+    state, states = together.init(params), apart.init(layers(params))
+    for size in (1.0, 3.0):
+        (out, state), (outs, states) = update(stacked(size), state, states)
+        close(layers(out), outs)
+        close(jaxclip.metrics(state), jaxclip.metrics(states), rtol=2e-6)
+    memories = zip(jax.tree.leaves(state.thresholds), _by_field(states.thresholds), strict=True)
+    for stack, each in memories:
+        close(stack, jnp.stack(each))
+
+
+def _by_field(thresholds) -> list:
+    """What is remembered of layers beside each other, the layers of a leaf together."""
+
+    def is_layers(x):
+        return isinstance(x, list) and len(x) == 3
+
+    fields = [x for x in jax.tree.leaves(thresholds, is_leaf=is_layers) if is_layers(x)]
+    return [each for field in fields for each in zip(*map(jax.tree.leaves, field), strict=True)]
 
 
 @METHOD

@@ -297,3 +297,30 @@ def test_scope_agc_leaves_the_last_layer_alone_by_one_argument():
     out, _ = clip(tx, tree)
     assert same_bits(out["head"], KERNEL)
     close(out["body"], clip(jaxclip.adaptive_grad_clip(0.01), KERNEL)[0])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        functools.partial(jaxclip.clip_by_leaf_norm, 0.5),
+        functools.partial(jaxclip.clip_by_norm_ratio, 0.5),
+        functools.partial(jaxclip.adagc, warmup=1),
+        functools.partial(jaxclip.clip_singular_values, 0.5),
+        functools.partial(jaxclip.clip_singular_values, 0.5, method="newton_schulz"),
+    ],
+    ids=["leaf_norm", "norm_ratio", "adagc", "svd", "newton_schulz"],
+)
+def test_scope_stages_of_a_pipeline_and_experts_on_devices_of_their_own(method):
+    """Stacked along an axis that is spread: each device has blocks of its own."""
+    stack = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 8)), jnp.float32)
+    stack *= jnp.arange(1.0, 5).reshape(4, 1, 1)
+    spec, whole = P("model"), method(axes=0)
+    tx = method(axes=0, axis_name=spec)
+    state = whole.init(stack)
+    specs = jax.tree.map(lambda x: spec if x.ndim else P(), state)
+    run = over(tx.update, spec, specs, out=(spec, specs))
+    own = state
+    for factor in (1, 2):
+        out, own = run(factor * stack, own)
+        expected, state = whole.update(factor * stack, state)
+        close((out, own), (expected, state), rtol=1e-5, atol=1e-6)

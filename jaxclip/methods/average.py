@@ -62,7 +62,7 @@ def zclip(
     return clip(measures.whole(), lowest, **options)
 
 
-@named_method("feed")
+@named_method("feed", "axes")
 def adagc(
     ratio: Number = 1.05,
     *,
@@ -70,6 +70,7 @@ def adagc(
     warmup: int = 100,
     warmup_limit: LimitLike = 1.0,
     feed: Literal["clipped", "raw"] = "clipped",
+    axes: measures.Axes = (),
     **options: Unpack[NonfiniteOptions],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every array to a little more than the moving average of its own clipped norm.
@@ -88,6 +89,8 @@ def adagc(
       feed: what enters $\gamma$. `"clipped"` is the paper: a lasting change of level takes many
         hundreds of steps to be followed. With `"raw"` $\gamma$ is the mean norm of the warm-up, and
         takes in $\|g_l\|$ then, which follows within a few half-lives.
+      axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
+        `(path, leaf)`: one block for every index along them. `()` is one for every array.
       **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
@@ -114,7 +117,7 @@ def adagc(
         feed=feed,
     )
     warming_up = thresholds.warmup_then(steps, _share_of_whole(warmup_limit), jnp.inf)
-    inner = clip(measures.per_leaf(), thresholds.cascade(warming_up, own), **options)
+    inner = clip(measures.per_slice(axes), thresholds.cascade(warming_up, own), **options)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
@@ -140,12 +143,13 @@ def _share_of_whole(limit: LimitLike) -> Threshold:
     return Threshold(whole.init, update, whole.reads_params)
 
 
-@named_method("feed")
+@named_method("feed", "axes")
 def clip_by_norm_ratio(
     ratio: Number,
     *,
     decay: Number = 0.95,
     feed: Literal["clipped", "raw"] = "clipped",
+    axes: measures.Axes = (),
     **options: Unpack[ClipOptions],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every array to a multiple of the moving average of its own clipped norm.
@@ -158,6 +162,8 @@ def clip_by_norm_ratio(
       decay: $\beta$, from 0 to 1; OLMo takes the larger of the two of its Adam.
       feed: what enters $\gamma$: the `"clipped"` norm, or the `"raw"` one, which follows a lasting
         change of level faster.
+      axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
+        `(path, leaf)`: one block for every index along them. `()` is one for every array.
       **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
@@ -171,7 +177,7 @@ def clip_by_norm_ratio(
       `max_grad_norm_ratio` of OLMo.
     """
     check_choice("feed", feed, "clipped", "raw")
-    return clip(measures.per_leaf(), thresholds.ema(ratio, decay=decay, feed=feed), **options)
+    return clip(measures.per_slice(axes), thresholds.ema(ratio, decay=decay, feed=feed), **options)
 
 
 @named_method("feed")
@@ -211,11 +217,12 @@ def spam_clip(
     return clip(measures.per_entry(), limit, **options)
 
 
-@named_method("feed")
+@named_method("feed", "axes")
 def limit_norm_growth(
     growth: Number = 1.01,
     *,
     feed: Literal["clipped", "raw"] = "clipped",
+    axes: measures.Axes = (),
     **options: Unpack[ClipOptions],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets the norm of every array grow by no more than a factor a step.
@@ -226,6 +233,8 @@ def limit_norm_growth(
       growth: $\gamma$.
       feed: whether it is the `"clipped"` norm of the step before that counts, as in the papers, or
         the `"raw"` one: after a gradient of zero, the first needs thousands of steps to come back.
+      axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
+        `(path, leaf)`: one block for every index along them. `()` is one for every array.
       **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
@@ -238,7 +247,7 @@ def limit_norm_growth(
     Source:
       Chen et al. 2024 (Fira), arXiv 2410.01623; Zhu et al. 2024 (APOLLO), arXiv 2412.05270.
     """
-    return clip(measures.per_leaf(), thresholds.previous(growth, feed=feed), **options)
+    return clip(measures.per_slice(axes), thresholds.previous(growth, feed=feed), **options)
 
 
 @named_method("feed")

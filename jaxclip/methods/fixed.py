@@ -46,9 +46,13 @@ def clip_by_global_norm(
     return clip(measures.whole(norms.lp(ord)), limit, shrink, **options)
 
 
-@named_method("ord")
+@named_method("ord", "axes")
 def clip_by_leaf_norm(
-    limit: PyTree[LimitLike | None], *, ord: float = 2, **options: Unpack[ClipOptions]
+    limit: PyTree[LimitLike | None],
+    *,
+    ord: float = 2,
+    axes: measures.Axes = (),
+    **options: Unpack[ClipOptions],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales every array of the gradient down to the limit, where its norm is beyond it.
 
@@ -57,6 +61,8 @@ def clip_by_leaf_norm(
     Args:
       limit: $\tau$; a tree of limits may tell the arrays apart, None meaning unlimited.
       ord: $p$, from 1 to `math.inf`.
+      axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
+        `(path, leaf)`: one block for every index along them. `()` is one for every array.
       **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
@@ -72,7 +78,7 @@ def clip_by_leaf_norm(
     Source:
       `clipnorm` of Keras.
     """
-    return clip(measures.per_leaf(norms.lp(ord)), limit, **options)
+    return clip(measures.per_slice(axes, norms.lp(ord)), limit, **options)
 
 
 @named_method("ord")
@@ -150,9 +156,9 @@ def clip_by_unit_norm(
     return clip(measures.per_unit(axes, norms.lp(ord)), limit, **options)
 
 
-@named_method()
+@named_method("axes")
 def clip_by_block_rms(
-    limit: PyTree[LimitLike | None], **options: Unpack[ClipOptions]
+    limit: PyTree[LimitLike | None], *, axes: measures.Axes = (), **options: Unpack[ClipOptions]
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales every array down to the limit, where its root mean square is beyond it.
 
@@ -160,6 +166,8 @@ def clip_by_block_rms(
 
     Args:
       limit: $\tau$.
+      axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
+        `(path, leaf)`: one block for every index along them. `()` is one for every array.
       **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
@@ -175,7 +183,7 @@ def clip_by_block_rms(
     Source:
       Shazeer, Stern 2018 (Adafactor), arXiv 1804.04235; `optax.clip_by_block_rms`.
     """
-    return clip(measures.per_leaf(norms.rms), limit, **options)
+    return clip(measures.per_slice(axes, norms.rms), limit, **options)
 
 
 @named_method()

@@ -12,8 +12,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Inexact, PyTree
 
-from .. import shrinks
+from .. import measures, shrinks
 from ..bits import largest_exponent, times_power_of_two
+from ..clip_metrics import total
 from ..core import (
     ClipOptions,
     ClipState,
@@ -23,11 +24,19 @@ from ..core import (
     next_state,
     scope_of,
 )
+from ..devices import across, devices
 from ..leaves import measurable, replace_measured
-from ..measures import singular_values
 from ..norms import rms
 from ..shrinks import Shrink
-from ..singular import everywhere, in_parts, like, matrix, matrix_shape, with_whole_columns
+from ..singular import (
+    everywhere,
+    in_parts,
+    like,
+    matrix,
+    matrix_shape,
+    over_matrices,
+    with_whole_columns,
+)
 from ..thresholds import LimitLike, check_choice
 from ..thresholds.tree import is_threshold, limit_tree
 from .named import named_method
@@ -50,11 +59,12 @@ class MatrixShrink(NamedTuple):
     unseen: Callable[[jnp.dtype], float]
 
 
-@named_method("method")
+@named_method("method", "axes")
 def clip_singular_values(
     limit: PyTree[LimitLike | None],
     *,
     method: Literal["svd", "newton_schulz"] = "svd",
+    axes: measures.Axes = (),
     **options: Unpack[ClipOptions],
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips the singular values of every matrix of the gradient, and leaves its directions alone.
@@ -74,6 +84,8 @@ def clip_singular_values(
         all on each of them, `"newton_schulz"` nothing if it is spread over its longer axis (of a
         square matrix, the first), nor on explicit axes over one axis; otherwise it gathers the
         shorter axis once under `jax.set_mesh`, and without a mesh in context at every product.
+      axes: the axes along which an array is a stack of matrices, such as `0` where `scan` stacked
+        the layers, or a function of `(path, leaf)`.
       **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
 
     Returns:
@@ -95,12 +107,13 @@ def clip_singular_values(
     """
     check_choice("method", method, "svd", "newton_schulz")
     if method == "svd":
-        return clip(singular_values(), limit, **options)
-    return _by_products(limit, **options)
+        return clip(measures.singular_values(axes), limit, **options)
+    return _by_products(limit, axes, **options)
 
 
 def _by_products(
     limit: PyTree[LimitLike | None],
+    axes: measures.Axes,
     shrink: Shrink = shrinks.hard,
     **options: Unpack[NonfiniteOptions],
 ) -> optax.GradientTransformationExtraArgs:
@@ -123,37 +136,57 @@ def _by_products(
     ) -> tuple[optax.Updates, ClipState]:
         own = scope.own(updates)
         structure = jax.tree.structure(measurable(own))
-        arrays = [scope.undivided(leaf) for leaf in scope.leaves(own)]
+        leaves = scope.leaves(own)
+        kept = [measures.kept_axes(axes, leaf) for leaf in leaves]
+        apart = [scope.undivided(*one) for one in zip(leaves, kept, strict=True)]
+        arrays = [leaf.array for leaf in leaves]
         before = check_update(updates, state, params, name)
         limits = thresholds.given(structure.unflatten(arrays), state.step, before.norm.dtype)
-        clipped, beyond, numbers = [], [], []
-        for x, limit in zip(arrays, limits, strict=True):
-            out, count = in_parts(partial(_clipped_array, _MATRIX_SHRINKS[shrink]), x, limit)
-            defined = jnp.all(jnp.isfinite(x)) & ~jnp.isnan(limit)
-            out = jnp.where(count > 0, out, x)
-            clipped.append(jnp.where(defined, out, jnp.array(bad, x.dtype)))
-            beyond.append(jnp.where(defined, count, 0).astype(before.norm.dtype))
-            numbers.append(min(matrix_shape(x)))
+        clip_one = partial(_clipped_array, _MATRIX_SHRINKS[shrink], bad)
+        clipped, beyond = [], []
+        for x, limit, k in zip(arrays, limits, kept, strict=True):
+            of_stack = over_matrices(partial(clip_one, limit=limit), k, [True], (True, False))
+            out, count = of_stack(x)
+            clipped.append(out)
+            beyond.append(jnp.sum(count.astype(before.norm.dtype)))
+        shares = [devices(names) for names in apart]
+        numbers = [_count(x, k) * n for x, k, n in zip(arrays, kept, shares, strict=True)]
         # Of singular values the sum of squares is that of the entries.
-        number, entries = max(1, sum(numbers)), max(1, sum(x.size for x in arrays))
-        sizes = [size * math.sqrt(entries / number) for size in rms([arrays, clipped], [(), ()])]
+        entries = sum(x.size * n for x, n in zip(arrays, shares, strict=True))
+        change = math.sqrt(max(1, entries) / max(1, sum(numbers)))
+        over = across([apart, apart])
+        sizes = [size * change for size in rms([arrays, clipped], [(), ()], over)]
+        share = total(beyond, over[0]) / max(1, sum(numbers))
         seen_limit = mean_limit(limits, numbers, before.norm.dtype)
-        share = sum(beyond, jnp.zeros((), before.norm.dtype)) / number
         return replace_measured(updates, structure.unflatten(clipped)), next_state(
-            state, name, state.thresholds, [*sizes, seen_limit], share
+            state, name, state.thresholds, [*sizes, seen_limit], share.astype(before.norm.dtype)
         )
 
-    init = clip(singular_values(), limit, shrink, **options).init
+    init = clip(measures.singular_values(axes), limit, shrink, **options).init
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _clipped_array(
-    shrink: MatrixShrink, x: Inexact[Array, "..."], limit: Array
+    shrink: MatrixShrink, bad: float, x: Inexact[Array, "..."], limit: Array
 ) -> tuple[Inexact[Array, "..."], Array]:
-    """The clipped array, and how many of its singular values were shrunk."""
-    of = matrix(x)
-    clipped, count = _clipped(shrink, of, limit.astype(of.real.dtype))
-    return like(clipped, x), count
+    """The clipped matrix in the form of an array, and how many singular values were shrunk."""
+
+    def clipped(x: Array, limit: Array) -> tuple[Array, Array]:
+        of = matrix(x)
+        out, count = _clipped(shrink, of, limit.astype(of.real.dtype))
+        return like(out, x), count
+
+    out, count = in_parts(clipped, x, limit)
+    defined = jnp.all(jnp.isfinite(x)) & ~jnp.isnan(limit)
+    out = jnp.where(defined, jnp.where(count > 0, out, x), jnp.array(bad, x.dtype))
+    return out, jnp.where(defined, count, 0)
+
+
+def _count(x: Array, kept: tuple[int, ...]) -> int:
+    """The number of singular values of a stack of matrices."""
+    each = [length for axis, length in enumerate(x.shape) if axis not in kept]
+    number = math.prod(x.shape[axis] for axis in kept)
+    return number * min(matrix_shape(each))
 
 
 def _clipped(shrink: MatrixShrink, x: Matrix, limit: Array) -> tuple[Matrix, Array]:
