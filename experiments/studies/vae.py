@@ -39,6 +39,7 @@ LAYERS = ("encode", "code", "decode", "pixels")
 PARTS = 10  # of a training, over each of which the norms are averaged
 SAMPLES = 2000
 SHOWN = 16
+DISTANCES = ("distance", "noise floor")
 SETTING = Setting(
     "vae",
     Vae(),
@@ -52,19 +53,21 @@ SETTING = Setting(
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """The Fréchet distance of samples from the test images; and pictures to look at."""
+    """The Fréchet distance of samples from test images, that of further test images; pictures."""
 
     task: Vae
 
     def __call__(self, params: Params, test: Any) -> jax.Array:
-        """Returns the distance, and the pixels of samples, images and reconstructions, f32[n]."""
+        """Returns both distances, and the pixels of samples, images and reconstructions, f32[n]."""
         judge = frechet.judge()
-        real = test.images[:SAMPLES, ..., 0].astype(jnp.float32) / 255
+        real = test.images[: 2 * SAMPLES, ..., 0].astype(jnp.float32) / 255
         pictures = self.task.samples(params, jax.random.key(0), SAMPLES)
-        found = (frechet.features(judge, one) for one in (pictures, real))
+        found, images = (frechet.features(judge, one) for one in (pictures, real))
+        away = frechet.distance(found, images[:SAMPLES])
+        floor = frechet.distance(images[SAMPLES:], images[:SAMPLES])
         again = self.task.reconstructions(params, test.images[:SHOWN])
         shown = jnp.concatenate([pictures[:SHOWN], real[:SHOWN], again])
-        return jnp.concatenate([frechet.distance(*found)[None], shown.ravel()])
+        return jnp.concatenate([jnp.stack([away, floor]), shown.ravel()])
 
 
 def layer_norms(gradient: Params) -> jax.Array:
@@ -96,7 +99,7 @@ def norm_in_part(history: History, layer: int, part: int) -> float:
 
 
 MEASURES = {
-    **probes.measures(["distance"]),
+    **probes.measures(DISTANCES),
     **{
         f"{name} {part}": functools.partial(norm_in_part, layer=layer, part=part)
         for layer, name in enumerate(LAYERS)
@@ -111,8 +114,12 @@ def tables(findings: Sequence[Finding]) -> Sequence[Table]:
         Column("arm"),
         Column("bound, nats", "{:.2f}"),
         Column("Fréchet distance of samples", "{:.4g}"),
+        Column("of other test images", "{:.4g}"),
     ]
-    rows = [[one.arm.name, 100 * one.chosen.mean, mean(one, "distance")] for one in findings]
+    rows = [
+        [one.arm.name, 100 * one.chosen.mean, *(mean(one, name) for name in DISTANCES)]
+        for one in findings
+    ]
     return [Table("quality", f"Quality, with {SAMPLES} samples", columns, rows)]
 
 
@@ -141,7 +148,7 @@ def figures(findings: Sequence[Finding]) -> Sequence[Figure]:
 
 def show(finding: Finding) -> Figure:
     """Returns samples, test images and their reconstructions."""
-    pictures = finding.chosen.probed[1:].reshape(-1, SIDE, SIDE)
+    pictures = finding.chosen.probed[2:].reshape(-1, SIDE, SIDE)
     title = f"{finding.arm.title}: samples, test images, and their reconstructions"
     return mosaic(finding.arm.slug, title, pictures, "Two rows of each; one seed.")
 

@@ -14,6 +14,7 @@ import optax
 import jaxclip
 from experiments.pages.report import Column, Table
 from experiments.pages.series import Figure, Series
+from experiments.studies import probes
 from experiments.studies.arms import NO_CLIP, Arm, Range
 from experiments.studies.compression import STUDY as COMPRESSION
 from experiments.studies.compression import mean
@@ -24,6 +25,7 @@ from experiments.studies.search import Finding
 from experiments.studies.settings import Setting
 from experiments.studies.study import Study
 from experiments.studies.vae import METHODS, PARTS, SHOWN, norm_in_part
+from experiments.tasks import frechet, wgan
 from experiments.tasks.wgan import CRITIC, GENERATOR, Wgan, each_player, in_turn, limit_spectrum
 from experiments.training.config import Params
 
@@ -32,6 +34,7 @@ LAYERS = tuple(
 )
 OWN = "optimizer.own"  # the limit of the weights, or of their singular values
 PENALTY = "task.penalty"
+FLOOR = "noise floor"
 ADAM = functools.partial(optax.adam, b1=0.0, b2=0.9)
 Project = Callable[[Any], optax.GradientTransformation]
 
@@ -106,13 +109,15 @@ def of_kind(kind: str, methods: dict[str, str], full: bool) -> list[Arm]:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Samples to look at."""
+    """The Fréchet distance of two halves of test images, and samples to look at."""
 
     task: Wgan
 
     def __call__(self, params: Params, test: Any) -> jax.Array:
-        """Returns the pixels f32[n] of the samples."""
-        return self.task.samples(params, jax.random.key(0), SHOWN).ravel()
+        """Returns the distance, and the pixels of the samples, f32[n]."""
+        real = test.images[: 2 * wgan.JUDGED, ..., 0].astype(jnp.float32) / 255
+        shown = self.task.samples(params, jax.random.key(0), SHOWN)
+        return jnp.concatenate([frechet.noise_floor(real)[None], shown.ravel()])
 
 
 def layer_norms(gradient: Params) -> jax.Array:
@@ -126,6 +131,7 @@ def tables(findings: Sequence[Finding]) -> Sequence[Table]:
         Column("critic"),
         Column("arm"),
         Column("Fréchet distance", "{:.4g}"),
+        Column("of two halves of the test images", "{:.4g}"),
         Column("diverged", "{:d}"),
         Column("seeds", "{:d}"),
     ]
@@ -134,6 +140,7 @@ def tables(findings: Sequence[Finding]) -> Sequence[Table]:
             one.arm.setting.name,
             one.arm.name,
             -one.chosen.mean,
+            mean(one, FLOOR),
             one.chosen.failed,
             len(one.chosen.trainings),
         ]
@@ -169,7 +176,7 @@ def figures(findings: Sequence[Finding]) -> Sequence[Figure]:
 
 def show(finding: Finding) -> Figure:
     """Returns samples of the first seed."""
-    pictures = finding.chosen.probed.reshape(-1, SIDE, SIDE)
+    pictures = finding.chosen.probed[1:].reshape(-1, SIDE, SIDE)
     return mosaic(finding.arm.slug, f"{finding.arm.title}: samples", pictures)
 
 
@@ -179,9 +186,12 @@ STUDY = Study(
     "gradient penalty, or limits of the singular values?",
     arms=arms,
     measures={
-        f"{player} {name} {part}": functools.partial(norm_in_part, layer=layer, part=part)
-        for layer, (player, name) in enumerate(LAYERS)
-        for part in range(PARTS)
+        **probes.measures([FLOOR]),
+        **{
+            f"{player} {name} {part}": functools.partial(norm_in_part, layer=layer, part=part)
+            for layer, (player, name) in enumerate(LAYERS)
+            for part in range(PARTS)
+        },
     },
     tables=tables,
     figures=figures,
