@@ -90,7 +90,7 @@ def of_kind(kind: str, methods: dict[str, str], full: bool) -> list[Arm]:
         norm=1.0,
         learning_rate=3e-4,
         optimizer=Players(project),
-        epochs=20 if full else 1,
+        epochs=5 if full else 1,
         floor=-100.0,  # the samples of any finite training count
         scored="negative Fréchet distance, 1/100",
     )
