@@ -24,6 +24,7 @@ FLOORS = {
         "errors",
     ],
     "jaxclip": [
+        "contrib",
         "advice",
         "weights",
         "methods",

@@ -1,0 +1,1 @@
+"""jaxclip from within other libraries."""
