@@ -79,7 +79,7 @@ def clipped_grad(
       >>> from jaxclip.contrib import jax_privacy
       >>> f = lambda param, data: 0.5 * jnp.mean((data - param) ** 2)
       >>> g = jax_privacy.clipped_grad(f, l2_clip_norm=jnp.inf)
-      >>> print(g(3.0, jnp.array([0, 7, -2])), g.sensitivity())
+      >>> print(g(3.0, jnp.array([0.0, 7.0, -2.0])), g.sensitivity())
       4.0 inf
 
     Source:

@@ -8,5 +8,7 @@ from .explain import Explanation as Explanation
 from .explain import Row as Row
 from .explain import explain as explain
 from .guarantee import Clipped as Clipped
+from .noise import NoiseScale as NoiseScale
+from .noise import noise_scale as noise_scale
 from .rules import RULES as RULES
 from .rules.check import check_rule as check_rule

@@ -26,7 +26,7 @@ def test_the_examples_of_the_page():
     assert printed.getvalue() == shown
 
 
-@pytest.mark.parametrize("module", ["api", "explain", "guarantee", "rules.check"])
+@pytest.mark.parametrize("module", ["api", "explain", "guarantee", "noise", "rules.check"])
 def test_the_examples_in_docstrings(module):
     with jax.numpy_rank_promotion("allow"):
         found = doctest.testmod(importlib.import_module(f"jaxclip.per_example.{module}"))
