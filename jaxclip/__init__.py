@@ -8,7 +8,6 @@ from . import thresholds as thresholds
 from .advice import Advice as Advice
 from .advice import advise as advise
 from .clip_metrics import ClipMetrics as ClipMetrics
-from .clip_metrics import metrics as metrics
 from .core import clip as clip
 from .core import global_norm as global_norm
 from .core import scale_to_norm as scale_to_norm
@@ -36,6 +35,9 @@ from .methods.spectral import clip_singular_values as clip_singular_values
 from .methods.value import clip_by_value as clip_by_value
 from .per_example import clipped_grad as clipped_grad
 from .per_example import value_and_clipped_grad as value_and_clipped_grad
+from .reports import log as log
+from .reports import metrics as metrics
+from .reports import names as names
 from .weights import clip_weights as clip_weights
 from .weights import clip_weights_by_fan_in as clip_weights_by_fan_in
 from .wrappers import skip_nonfinite as skip_nonfinite

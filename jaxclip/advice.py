@@ -12,8 +12,8 @@ import optax
 from jaxtyping import Float
 
 from . import wrappers
-from .clip_metrics import metrics
 from .methods import average, fixed, quantile
+from .reports import metrics
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
 FEW = 100  # norms: with less, a percentile is a matter of luck

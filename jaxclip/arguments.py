@@ -1,10 +1,12 @@
 """Checks of what `update` is given: a state of its own, the parameters, and the leaves of both."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .leaves import is_none, leaves_with_path
 
@@ -67,6 +69,38 @@ def check_leaves(updates: PyTree, others: PyTree, whose: str) -> None:
         f"The updates do not have the leaves that {whose}: they {problem}. Give `update` a tree of "
         "the structure of the parameters, with None for what has no gradient."
     )
+
+
+def known(extra_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The extra arguments of `update`, with `value=` where the loss was given as `loss=`."""
+    loss = extra_args.get("loss")
+    if loss is None or extra_args.get("value") is not None:
+        return dict(extra_args)
+    return {**extra_args, "value": loss}
+
+
+def given_loss(extra_args: Mapping[str, Any], dtype: jnp.dtype) -> Array | None:
+    """The loss of the step, if `known` extra arguments have it."""
+    what = "the loss of the step: give one real number, such as the mean over the batch"
+    return _scalar("value", extra_args, what, dtype)
+
+
+def given_norm(extra_args: Mapping[str, Any], dtype: jnp.dtype) -> Array | None:
+    """The norm of the gradient, if the extra arguments have it."""
+    what = "the norm of the whole gradient: give one real number, as `jaxclip.global_norm` returns"
+    return _scalar("grad_norm", extra_args, what, dtype)
+
+
+def _scalar(name: str, extra_args: Mapping[str, Any], what: str, dtype: jnp.dtype) -> Array | None:
+    if extra_args.get(name) is None:
+        return None
+    value = jnp.asarray(extra_args[name])
+    if value.size != 1 or jnp.iscomplexobj(value):
+        raise ValueError(
+            f"`{name}` is an array of shape {value.shape} and dtype {value.dtype}, but it is "
+            f"{what}."
+        )
+    return value.reshape(()).astype(dtype)
 
 
 def _paths(tree: PyTree) -> set[str]:

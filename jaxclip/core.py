@@ -13,9 +13,8 @@ be, a shrink what to do about it. A clipping method is a choice of the three:
 """
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +22,19 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from . import measures, shrinks
-from .arguments import check_leaves, check_params, check_state
+from .arguments import check_leaves, check_params, check_state, given_norm, known
 from .bits import not_negative
-from .clip_metrics import ClipMetrics, initial, observe, pool, share
-from .devices import Names, on_mesh_of
-from .leaves import Factor, donatable, is_none, scale
-from .measures import FullRange, Measure, Norms, apply_factors, whole, within
+from .clip_metrics import ClipMetrics, Seen, initial, observe, pool, share
+from .devices import on_mesh_of
+from .leaves import Factor, donatable, is_none, places, scale
+from .measures import FullRange, Measure, Norms, Rescale, apply_factors, whole, within
 from .norms import lp, working_dtype
 from .scope import AxisName, Mask, Scope
 from .shrinks import Nonfinite, Shrink, block_factor
-from .thresholds import LimitLike, check_number
+from .thresholds import LimitLike, check_choice, check_number
 from .thresholds.tree import limit_tree
+
+Detail = Literal["summary", "blocks"]
 
 
 class NonfiniteOptions(TypedDict, total=False):
@@ -44,6 +45,7 @@ class NonfiniteOptions(TypedDict, total=False):
     measure_mask: Mask
     apply_mask: Mask
     name: str
+    detail: Detail
 
 
 class ClipOptions(NonfiniteOptions, total=False):
@@ -77,6 +79,7 @@ def clip(
     measure_mask: Mask = None,
     apply_mask: Mask = None,
     name: str = "clip",
+    detail: Detail = "summary",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies every block of the updates by a factor.
 
@@ -102,14 +105,20 @@ def clip(
       apply_mask: which leaves are scaled, likewise. Blocks within a leaf, as entries and units and
         the leaf itself, want it in both masks; what is in one alone has no block and passes.
       name: the key of this clip in `jaxclip.metrics`.
+      detail: what the metrics hold. `"summary"` is a dozen numbers; `"blocks"` adds the norm and
+        the limit of every block, by name.
 
     Returns:
-      The transformation, to be chained ahead of an optimizer.
+      The transformation, to be chained ahead of an optimizer. Its `update` takes the loss as
+      `value=` or `loss=`, for thresholds that want it. Where the whole tree is one block, a norm
+      that the caller has already may be given as `grad_norm=`, and takes the place of the pass that
+      computes it: the norm of what this clip is given, and not of a gradient that something before
+      it in the chain has changed.
 
     Raises:
       TypeError: a limit is no number, array, schedule or threshold, or the measure or the shrink is
         no function; at an update, if the state is not from this clip's `init`.
-      ValueError: a limit is negative or nan, or `nonfinite` is neither of the two; at `init`, if
+      ValueError: a limit is negative or nan, or `nonfinite` or `detail` is unknown; at `init`, if
         the limits are no prefix of the norms; at an update, if `params` is wanted and missing, if
         the updates lack an array that `init` had, or if a leaf varies over a mapped axis and
         `axis_name` does not say what to do about it.
@@ -123,20 +132,26 @@ def clip(
       [0.5       0.6666667]
     """
     check_nonfinite(nonfinite)
+    check_choice("detail", detail, "summary", "blocks")
     _check_parts(measure, threshold, shrink)
     thresholds = limit_tree(threshold)
     scope = Scope(axis_name, measure_mask, apply_mask)
-    shapes_only = within(measure, dataclasses.replace(scope, shapes_only=True))
-    measure = within(measure, scope)
+    shapes_only = within(measure, dataclasses.replace(scope, shapes_only=True, by_leaf=True))
+    told = within(measure, scope)
 
     def init(params: optax.Params) -> ClipState:
-        norms = jax.eval_shape(lambda updates: shapes_only(updates)[0], params)
-        norms = on_mesh_of(params, norms)
+        def shapes(updates: optax.Updates) -> tuple[Norms, Any]:
+            norms, way = shapes_only(updates)
+            return norms, _by_name(_full_range(way), norms, norms, detail)
+
+        norms, by_name = on_mesh_of(params, jax.eval_shape(shapes, params))
         dtypes = [norm.dtype for norm in jax.tree.leaves(norms)]
         dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
         return donatable(
             ClipState(
-                jnp.zeros((), jnp.int32), thresholds.init(norms, dtype), {name: initial(dtype)}
+                jnp.zeros((), jnp.int32),
+                thresholds.init(norms, dtype),
+                {name: initial(dtype, *by_name)},
             )
         )
 
@@ -144,19 +159,23 @@ def clip(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
         before = check_update(updates, state, params, name)
-        wide = partial(jax.tree.map, lambda norm: norm.astype(before.norm.dtype))
-        norms, rescale = measure(updates)
+        dtype = before.norm.dtype
+        wide = partial(jax.tree.map, lambda norm: norm.astype(dtype))
+        extra_args = known(extra_args)
+        given = given_norm(extra_args, dtype)
+        by_leaf = given is None or detail == "blocks"
+        now = dataclasses.replace(scope, grad_norm=given, by_leaf=by_leaf)
+        norms, way = within(measure, now)(updates)
         norms = wide(norms)
         param_norms = (
-            wide(_param_norms(measure, updates, params)) if thresholds.reads_params else norms
+            wide(_param_norms(told, updates, params)) if thresholds.reads_params else norms
         )
         limits, remembered = thresholds.update(
             norms, state.thresholds, param_norms, state.step, extra_args
         )
         factors = jax.tree.map(lambda n, t: block_factor(shrink, n, t, nonfinite), norms, limits)
-        apart = rescale.apart if isinstance(rescale, FullRange) else ()
-        seen = _observation(*map(jax.tree.leaves, (norms, limits, factors)), apart=apart)
-        return apply_factors(rescale, factors), next_state(state, name, remembered, *seen)
+        seen = _observation(_full_range(way), norms, limits, factors, detail)
+        return apply_factors(way, factors), next_state(state, name, remembered, seen)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -232,30 +251,66 @@ def check_nonfinite(nonfinite: Any) -> None:
         )
 
 
-def next_state(
-    state: ClipState, name: str, thresholds: PyTree, sizes: list[Array], shrunk: Array
-) -> ClipState:
+def next_state(state: ClipState, name: str, thresholds: PyTree, seen: Seen) -> ClipState:
     """The state after one more update.
 
     Args:
       state: the state before it.
       name: of the clip.
       thresholds: what the thresholds remember now.
-      sizes: the norm, the clipped norm and the limit.
-      shrunk: the share of the blocks that were shrunk.
+      seen: what the metrics are to hold.
     """
     step = state.step + 1
-    return ClipState(step, thresholds, {name: observe(state.metrics[name], sizes, shrunk, step)})
+    return ClipState(step, thresholds, {name: observe(state.metrics[name], seen, step)})
+
+
+def _full_range(way: Rescale) -> FullRange:
+    """The way back, of which nothing more is known where the measure is one's own."""
+    return way if isinstance(way, FullRange) else FullRange(way)
 
 
 def _observation(
-    norms: list[Array], limits: list[Array], factors: list[Factor], *, apart: Sequence[Names]
-) -> tuple[list[Array], Array]:
-    """The sizes that the metrics hold, and the share of the blocks that were shrunk."""
-    pairs = list(zip(norms, factors, strict=True))
+    way: FullRange,
+    norms: Norms,
+    limits: PyTree[Array],
+    factors: PyTree[Factor],
+    detail: Detail,
+) -> Seen:
+    """What the metrics hold of a step."""
+    n, t, f = map(jax.tree.leaves, (norms, limits, factors))
+    pairs = list(zip(n, f, strict=True))
     clipped_norms = [jnp.where(factor.first == 0, 0, factor.times(norm)) for norm, factor in pairs]
     shrunk = [(factor.first < 1) & jnp.isfinite(norm) for norm, factor in pairs]
-    return pool(norms, clipped_norms, limits, apart=apart), share(shrunk, apart)
+    [norm, clipped_norm, limit], leaves = pool(n, clipped_norms, t, apart=way.apart)
+    where = None if way.named else places(norms if way.leaves is None else way.measured)
+    return Seen(
+        norm,
+        clipped_norm,
+        limit,
+        share(shrunk, way.apart),
+        leaves if way.leaves is None else way.leaves,
+        where,
+        *_by_name(way, norms, limits, detail),
+    )
+
+
+def _by_name(
+    way: FullRange, norms: Norms, limits: PyTree[Array], detail: Detail
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """The norms and the limits that the metrics hold by name."""
+    if detail == "summary" and not way.named:
+        return (), ()
+    if way.leaves is not None:
+        return jax.tree.unflatten(jax.tree.structure(way.measured), list(way.leaves)), ()
+    return (_mean(norms, way), _mean(limits, way)) if way.fine else (norms, limits)
+
+
+def _mean(tree: PyTree[Array], way: FullRange) -> PyTree[Array]:
+    """The root mean square of what the blocks of each leaf have."""
+    blocks, structure = jax.tree.flatten(tree)
+    apart = way.apart or [()] * len(blocks)
+    pooled = [pool([x], apart=[names]) for x, names in zip(blocks, apart, strict=True)]
+    return structure.unflatten([mean for [mean], _ in pooled])
 
 
 def check_update(

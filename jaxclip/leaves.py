@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -25,6 +26,11 @@ def is_none(x: Any) -> bool:
     return x is None
 
 
+def is_absent(x: Any) -> bool:
+    """Whether a place in a tree holds None, or what Optax puts where a mask is false."""
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
 def as_arrays(tree: PyTree) -> PyTree:
     """The tree, with arrays in place of Python numbers that have a norm."""
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float | complex) else x, tree)
@@ -33,6 +39,13 @@ def as_arrays(tree: PyTree) -> PyTree:
 def measurable(updates: optax.Updates) -> optax.Updates:
     """Returns the updates, with None for what has no norm."""
     return jax.tree.map(lambda x: jnp.asarray(x) if is_measured(x) else None, updates)
+
+
+def places(updates: PyTree) -> np.ndarray | None:
+    """Where in `names` the leaves are that have a norm; None where all that there are have one."""
+    leaves = jax.tree.leaves(updates, is_leaf=is_absent)
+    measured = [k for k, x in enumerate(leaves) if is_measured(x)]
+    return None if len(measured) == len(leaves) else np.array(measured, np.int32)
 
 
 def replace_measured(updates: optax.Updates, new: optax.Updates) -> optax.Updates:

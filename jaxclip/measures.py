@@ -45,10 +45,19 @@ class FullRange:
       rescale: from the factors to the updates.
       apart: of each array of norms, the mapped axes along which every device has blocks of its own;
         by default none.
+      leaves: where the whole tree is one block, the norms of its leaves, a vector; empty if they
+        are not known.
+      measured: the tree of these leaves, with None for all others.
+      named: whether every block has a name, by which metrics show its norm and limit.
+      fine: whether blocks are as many as entries, so that metrics show one number a leaf.
     """
 
     rescale: Rescale
     apart: Sequence[Names] = ()
+    leaves: Float[Array, " leaves"] | None = None
+    measured: Any = None
+    named: bool = False
+    fine: bool = False
 
     def __call__(self, factors: Factors) -> optax.Updates:
         """Multiplies the blocks."""
@@ -83,7 +92,11 @@ def by_leaf(measure: Callable[[optax.Updates, Scope], tuple[Norms, FullRange]]) 
 
     def measure_own(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
         norms, rescale = measure(scope.own(updates), scope)
-        return norms, FullRange(lambda f: replace_measured(updates, rescale(f)), rescale.apart)
+
+        def rescale_own(factors: Factors) -> optax.Updates:
+            return replace_measured(updates, rescale(factors))
+
+        return norms, dataclasses.replace(rescale, rescale=rescale_own)
 
     return Scoped(measure_own)
 
@@ -130,14 +143,23 @@ def whole(norm: norms.Norm = norms.l2) -> Scoped:
 
     def measure(updates: optax.Updates, scope: Scope) -> tuple[Norms, FullRange]:
         scope = scope.or_else(norm.axis_name)
+        number = len(jax.tree.leaves(updates))
+
+        def rescale(factor: Factors) -> optax.Updates:
+            return scope.scaled(updates, [factor] * number)
+
+        unknown = jnp.zeros(0)
+        if scope.grad_norm is not None and not scope.by_leaf:
+            return scope.grad_norm, FullRange(rescale, leaves=unknown)
         leaves = scope.leaves(updates)
-        [value] = norm(
+        [value] = dataclasses.replace(norm, by_array=scope.by_leaf)(
             [[leaf.array for leaf in leaves]],
             [()],
             over_blocks([[scope.spread(leaf) for leaf in leaves]]),
         )
-        number = len(jax.tree.leaves(updates))
-        return value, FullRange(lambda f: scope.scaled(updates, [f] * number))
+        value, alone = value if scope.by_leaf else (value, unknown)
+        given = value if scope.grad_norm is None else scope.grad_norm
+        return given, FullRange(rescale, leaves=alone, measured=scope.measured(updates))
 
     return Scoped(measure)
 
@@ -190,7 +212,7 @@ def per_group(
         def rescale(factors: Factors) -> optax.Updates:
             return scope.scaled(updates, [factors[label] for label in label_of])
 
-        return dict(zip(members, values, strict=True)), FullRange(rescale)
+        return dict(zip(members, values, strict=True)), FullRange(rescale, named=True)
 
     return Scoped(measure)
 
@@ -332,7 +354,7 @@ def singular_values(axes: Axes = ()) -> Scoped:
             return treedef.unflatten(new)
 
         values = [at_least_normal(values) for _, values, _ in parts]
-        return treedef.unflatten(values), FullRange(rescale, apart)
+        return treedef.unflatten(values), FullRange(rescale, apart, fine=True)
 
     return by_leaf(measure)
 
@@ -358,7 +380,9 @@ def _per_slice(axes: Axes, norm: norms.Norm, *, alone: bool = False) -> Scoped:
 
             return jax.tree.map(rescaled, updates)
 
-        return treedef.unflatten(values), FullRange(rescale, [one.apart for one in spread])
+        return treedef.unflatten(values), FullRange(
+            rescale, [one.apart for one in spread], fine=alone
+        )
 
     return by_leaf(measure)
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Inexact
@@ -43,15 +44,19 @@ class Norm:
       ord: $p$, from 1 to infinity.
       mean: divide the sum by the number of entries, as the root mean square does.
       axis_name: the mapped axes that it is across, where a clip is given none; `across` sets it.
+      by_array: return pairs, of the norm of a block, which keeps no axis, and a vector of those of
+        its arrays alone. They cost no further pass; one that is a billion times smaller than the
+        block's may be 0.
     """
 
     ord: float
     mean: bool = False
     axis_name: Names | None = None
+    by_array: bool = False
 
     def __call__(
         self, blocks: Sequence[Block], kept: Sequence[Axes], over: Sequence[Across] = ()
-    ) -> list[Float[Array, "..."]]:
+    ) -> list[Any]:
         """Returns the norms of each block, an array with the axes that it keeps.
 
         Args:
@@ -75,7 +80,15 @@ class Norm:
             )
             values = _differentiable(self, form)([blocks[k] for k in members])
             found |= dict(zip(members, values, strict=True))
-        return [found[k] for k in range(len(blocks))]
+        values = [found[k] for k in range(len(blocks))]
+        return [tuple(value) for value in values] if self.by_array else values
+
+
+class ByArray(NamedTuple):
+    """Something of a block, and a vector of the same of its arrays alone."""
+
+    block: Array
+    arrays: Float[Array, " arrays"]
 
 
 l1 = Norm(1)
@@ -179,11 +192,11 @@ def _differentiable(norm: Norm, form: Form) -> Callable:
     @jax.custom_jvp
     def norms(blocks):
         if norm.ord == math.inf:
-            return _largest(form, blocks)
+            return _largest_by_array(form, blocks) if norm.by_array else _largest(form, blocks)
         values, _ = rescued(
             lambda blocks: (_totals(norm, form, blocks), ()),
-            lambda total: _root(norm.ord, total),
-            lambda blocks: _scaled(norm, form, blocks),
+            lambda total: jax.tree.map(functools.partial(_root, norm.ord), total),
+            lambda blocks: (_scaled_by_array if norm.by_array else _scaled)(norm, form, blocks),
             batches=not form.axes,
         )(blocks)
         return values
@@ -191,8 +204,16 @@ def _differentiable(norm: Norm, form: Form) -> Callable:
     @norms.defjvp
     def norms_jvp(primals, tangents):
         (blocks,), (blocks_dot,) = primals, tangents
-        values = norms(blocks)
-        return values, _derivatives(norm, form, values, blocks, blocks_dot)
+        values: list[Any] = norms(blocks)
+        if not norm.by_array:
+            return values, _derivatives(norm, form, values, blocks, blocks_dot)
+        whole, pair = [value.block for value in values], (blocks, blocks_dot)
+        alone = [number for value in values for number in value.arrays]
+        return values, _paired(
+            _derivatives(norm, form, whole, blocks, blocks_dot),
+            _derivatives(norm, _alone(form, blocks)[0], alone, *map(_singles, pair)),
+            blocks,
+        )
 
     return jax.jit(norms)
 
@@ -211,13 +232,17 @@ def rescued(plain: Callable, root: Callable, scaled: Callable, batches: bool) ->
 
     def norms(blocks):
         totals, rest = plain(blocks)
-        extreme = [~_trusted(total) for total in totals]
+        extreme = [~_trusted(jax.tree.leaves(total)[0]) for total in totals]
         if not extreme:
             return [], rest
 
         def rescue():
+            def choose(e, s, t):
+                # Of a batch, the arrays of a block have an axis more than the block.
+                return jnp.where(jnp.expand_dims(e, tuple(range(e.ndim, s.ndim))), s, t)
+
             return [
-                jnp.where(e, s, root(t))
+                jax.tree.map(functools.partial(choose, e), s, root(t))
                 for e, s, t in zip(extreme, scaled(blocks), totals, strict=True)
             ]
 
@@ -244,26 +269,54 @@ def _trusted(total: Array) -> Array:
     return (total >= low) & (total <= 1 / low)
 
 
-def _totals(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Array]:
+def _totals(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Any]:
     """Sums the p-th powers of each block's entries."""
+    if norm.by_array:
+        alone = _sums(*_alone(form, blocks), lambda x: _power(x, norm.ord))
+        return _paired_totals(norm, form, blocks, alone)
     totals = _sums(form, blocks, lambda x: _power(x, norm.ord))
     return _means(form, blocks, totals) if norm.mean else totals
+
+
+def _paired_totals(
+    norm: Norm, form: Form, blocks: Sequence[Block], alone: Sequence[Array]
+) -> list[ByArray]:
+    """The totals of blocks, given those of their arrays alone, in turn."""
+    rest = iter(alone)
+    whole = [_folded(operator.add, [next(rest) for _ in block]) for block in blocks]
+    if norm.mean:
+        whole, alone = _means(form, blocks, whole), _means(*_alone(form, blocks), alone)
+    return _paired(whole, alone, blocks)
+
+
+def _paired(
+    whole: Sequence[Array], alone: Sequence[Array], blocks: Sequence[Block]
+) -> list[ByArray]:
+    """Something of each block, and of their arrays in turn."""
+    rest = iter(alone)
+    return [
+        ByArray(value, jnp.stack(arrays) if arrays else jnp.zeros(0, value.dtype))
+        for value, block in zip(whole, blocks, strict=True)
+        for arrays in [[next(rest).astype(value.dtype) for _ in block]]
+    ]
+
+
+def _alone(form: Form, blocks: Sequence[Block]) -> tuple[Form, list[Block]]:
+    """Every array of the blocks as a block."""
+    copies = tuple((n,) for of_block in form.copies for n in of_block)
+    return Form(form.axes, ((),) * len(copies), copies), _singles(blocks)
+
+
+def _singles(blocks: Sequence[Block]) -> list[Block]:
+    return [[x] for block in blocks for x in block]
 
 
 def _scaled(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[Array]:
     r"""$m\,\|x / m\|_p$ with the largest entry $m$, of each block."""
     form, blocks = _stacked(form, blocks)
 
-    def ratios(block: Block, kept: Axes, root: Array) -> Block:
-        # One root for every array: XLA would write a broadcast that several share to memory.
-        own = lax.optimization_barrier([root] * len(block))
-        return [
-            ratio(_read(lax.optimization_barrier(x)), expand(r, kept, x.ndim))
-            for x, r in zip(block, own, strict=True)
-        ]
-
     def scaled(roots: list[Array]) -> list[Array]:
-        divided = [ratios(*one) for one in zip(blocks, form.kept, roots, strict=True)]
+        divided = [_ratios(*one) for one in zip(blocks, form.kept, roots, strict=True)]
         return [_root(norm.ord, total) for total in _totals(norm, form, divided)]
 
     return by_largest(_largest(form, blocks, lean_maximum), scaled)
@@ -273,34 +326,108 @@ def by_largest(
     largest: Sequence[Array], scaled: Callable[[list[Array]], list[Array]]
 ) -> list[Array]:
     r"""$m\,\|x / m\|$ of the largest entries and the norms of $x / r^2$, where $m = r^2$."""
-    usable = [(m > 0) & jnp.isfinite(m) for m in largest]
-    roots = [jnp.sqrt(jnp.where(u, m, 1)) for u, m in zip(usable, largest, strict=True)]
+    roots = [_usable_root(m) for m in largest]
     values = [value * r * r for value, r in zip(scaled(roots), roots, strict=True)]
-    # Subnormal entries are flushed from the sum, but what is not zero has no norm of zero.
+    return [_in_range(*one) for one in zip(values, largest, strict=True)]
+
+
+def _scaled_by_array(norm: Norm, form: Form, blocks: Sequence[Block]) -> list[ByArray]:
+    """The same, and of the arrays alone, all scaled by the largest entry of their block."""
+    alike = [_alike(*one) for one in zip(blocks, form.kept, form.copies, strict=True)]
+    of = [(block, places) for block, groups in zip(blocks, alike, strict=True) for places in groups]
+    counts = [n for n, groups in zip(form.copies, alike, strict=True) for _ in groups]
+    stacks = [_stack(block, places) for block, places in of]
+    of_stacks = Form(
+        form.axes,
+        tuple((0,) if places[1:] else () for _, places in of),
+        tuple((n[places[0]],) for n, (_, places) in zip(counts, of, strict=True)),
+    )
+
+    def in_turn(parts: Sequence[Array]) -> list[Array]:
+        """Vectors of what the arrays of each block have, given what the stacks have."""
+        rest = iter(parts)
+        return [_in_turn([next(rest) for _ in groups], groups) for groups in alike]
+
+    largest = in_turn(_largest(of_stacks, [[x] for x in stacks], lean_maximum))
+    # Beside an array that is not finite, others have norms of their own.
+    finite = [jnp.max(jnp.where(jnp.isfinite(m), m, 0), initial=0) for m in largest]
+    roots = [_usable_root(m) for m in finite]
+    rest = iter(stacks)
+    ratios = [
+        [r]
+        for groups, root in zip(alike, roots, strict=True)
+        for r in _ratios([next(rest) for _ in groups], (), root)
+    ]
+    alone = in_turn(_sums(of_stacks, ratios, lambda x: _power(x, norm.ord)))
+    totals = _paired_totals(norm, form, blocks, [one for vector in alone for one in vector])
+
+    def unscaled(total: Array, root: Array, most: Array) -> Array:
+        return _in_range(_root(norm.ord, total) * root * root, most)
+
     return [
-        jnp.where(u, jnp.maximum(value, jnp.finfo(value.dtype).tiny), m)
-        for u, value, m in zip(usable, values, largest, strict=True)
+        ByArray(unscaled(t.block, root, jnp.max(m, initial=0)), unscaled(t.arrays, root, m))
+        for t, root, m in zip(totals, roots, largest, strict=True)
     ]
 
 
-def _stacked(form: Form, blocks: Sequence[Block]) -> tuple[Form, Sequence[Block]]:
-    """Blocks with small arrays that are alike in one.
+def _usable_root(largest: Array) -> Array:
+    r"""$\sqrt m$, or 1 where $m$ is of no use."""
+    return jnp.sqrt(jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1))
 
-    What is done with them is compiled once and not for every one of them.
+
+def _ratios(block: Block, kept: Axes, root: Array) -> Block:  # m = root * root
+    # One root for every array: XLA would write a broadcast that several share to memory.
+    own = lax.optimization_barrier([root] * len(block))
+    return [
+        ratio(_read(lax.optimization_barrier(x)), expand(r, kept, x.ndim))
+        for x, r in zip(block, own, strict=True)
+    ]
+
+
+def _in_range(value: Array, largest: Array) -> Array:
+    """A norm, given the largest entry: zero, infinite or nan where that is."""
+    usable = (largest > 0) & jnp.isfinite(largest)
+    # Subnormal entries are flushed from the sum, but what is not zero has no norm of zero.
+    return jnp.where(usable, jnp.maximum(value, jnp.finfo(value.dtype).tiny), largest)
+
+
+def _stacked(form: Form, blocks: Sequence[Block]) -> tuple[Form, list[Block]]:
+    """Blocks with small arrays that are alike in one."""
+    alike = [_alike(*one) for one in zip(blocks, form.kept, form.copies, strict=True)]
+    copies = [
+        tuple(n[places[0]] for places in groups)
+        for n, groups in zip(form.copies, alike, strict=True)
+    ]
+    return form._replace(copies=tuple(copies)), [
+        [_stack(block, places) for places in groups]
+        for block, groups in zip(blocks, alike, strict=True)
+    ]
+
+
+def _alike(block: Block, kept: Axes, copies: tuple[int, ...]) -> list[list[int]]:
+    """The places of small arrays that are alike, and of each of the others.
+
+    What is done with an array is compiled once for all that are alike, and not for each of them.
     """
+    alike: dict[Any, list[int]] = {}
+    for k, (x, n) in enumerate(zip(block, copies, strict=True)):
+        small = not kept and isinstance(x.size, int) and x.size <= 1024
+        alike.setdefault((n, jax.typeof(x) if small else k), []).append(k)
+    return list(alike.values())
 
-    def of_block(
-        block: Block, kept: Axes, copies: tuple[int, ...]
-    ) -> tuple[Block, tuple[int, ...]]:
-        alike: dict[Any, list[Array]] = {}
-        for position, (x, n) in enumerate(zip(block, copies, strict=True)):
-            small = not kept and isinstance(x.size, int) and x.size <= 1024
-            alike.setdefault((n, jax.typeof(x) if small else position), []).append(x)
-        stacked = [jnp.stack(arrays) if arrays[1:] else arrays[0] for arrays in alike.values()]
-        return stacked, tuple(n for n, _ in alike)
 
-    stacked = [of_block(*one) for one in zip(blocks, form.kept, form.copies, strict=True)]
-    return form._replace(copies=tuple(n for _, n in stacked)), [block for block, _ in stacked]
+def _stack(block: Block, places: list[int]) -> Array:
+    return jnp.stack([block[k] for k in places]) if places[1:] else block[places[0]]
+
+
+def _in_turn(stacks: Sequence[Array], places: Sequence[list[int]]) -> Array:
+    """Numbers, or stacks of them, as one vector in the order of their places."""
+    if not stacks:
+        return jnp.zeros(0)
+    widest = _widest(stacks)
+    together = jnp.concatenate([jnp.atleast_1d(stack).astype(widest) for stack in stacks])
+    order = np.argsort([k for some in places for k in some])
+    return together if np.all(order == np.arange(len(order))) else together[order]
 
 
 def ratio(x: Array, root: Array) -> Array:
@@ -380,6 +507,14 @@ def _largest(
         bits += [functools.reduce(jnp.maximum, parts) for parts in by_dtype.values()]
     sizes = [normal_size(b) for b in over_devices(lax.pmax, form.axes, bits)]
     return [_folded(jnp.maximum, [sizes[k] for k in own]) for own in members]
+
+
+def _largest_by_array(form: Form, blocks: Sequence[Block]) -> list[ByArray]:
+    """The same, and of the arrays alone."""
+    alone = _largest(*_alone(form, blocks))
+    rest = iter(alone)
+    whole = [_folded(jnp.maximum, [next(rest) for _ in block]) for block in blocks]
+    return _paired(whole, alone, blocks)
 
 
 def _read(x: Array) -> Array:

@@ -59,12 +59,16 @@ class Scope:
       apply_mask: which leaves are scaled, likewise.
       shapes_only: whether nothing but shapes is wanted, as by `init`, which may run outside of the
         map that has these axes.
+      grad_norm: the norm of all leaves together, where the caller has it already.
+      by_leaf: whether the norms of the leaves are wanted beside that of all.
     """
 
     axis_name: AxisName = None
     measure_mask: Mask = None
     apply_mask: Mask = None
     shapes_only: bool = False
+    grad_norm: Array | None = None
+    by_leaf: bool = False
 
     def or_else(self, axis_name: AxisName) -> "Scope":
         """This scope; where it names no axis, with those that a norm is across."""
@@ -82,6 +86,12 @@ class Scope:
             for k, ((path, x), names) in enumerate(zip(entries, said, strict=True))
             if is_measured(x) and measured[k]
         ]
+
+    def measured(self, updates: optax.Updates) -> optax.Updates:
+        """The updates, with None for leaves that are not measured."""
+        leaves, treedef = jax.tree.flatten(updates)
+        known = {leaf.index for leaf in self.leaves(updates)}
+        return treedef.unflatten([x if k in known else None for k, x in enumerate(leaves)])
 
     def scaled(self, updates: optax.Updates, factors: Sequence[Any]) -> optax.Updates:
         """The updates, of which those leaves that are to be scaled have a factor each."""

@@ -38,8 +38,8 @@ def clip_weights(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`; it is the update
-        that becomes nan or zero where the parameter would be nan or infinite.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`; it is the
+        update that becomes nan or zero where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -79,8 +79,8 @@ def clip_weights_by_fan_in(
         kernel beside it, has that kernel's. An `embedding` has its last axis, as in its
         initialization. All else is left alone. The
         `[out, in]` kernels of Equinox and kernels that `scan` stacked want a function.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`; it is the update
-        that becomes nan or zero where the parameter would be nan or infinite.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`; it is the
+        update that becomes nan or zero where the parameter would be nan or infinite.
 
     Returns:
       The transformation, to be chained after the optimizer; its `update` needs `params`. Its
@@ -169,7 +169,7 @@ def _by_fan_in(fan_in: FanIn | None) -> measures.Measure:
             return leaves.replace_measured(params, rescale(factors))
 
         return jax.tree.map(lambda n, w: n * w, norms, weights), measures.FullRange(
-            rescale_all, rescale.apart
+            rescale_all, rescale.apart, fine=True
         )
 
     return measures.Scoped(measure)

@@ -1,18 +1,22 @@
 """Wrappers that skip steps or carry the clipped remainder."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jax.core import Tracer
+from jax.experimental import checkify
+from jaxtyping import Array, Bool, Int, PyTree
 
 from . import norms
-from .arguments import check_leaves, check_state
-from .clip_metrics import ClipMetrics, initial, observe
-from .core import global_norm, measured_norm
-from .leaves import as_arrays, donatable, is_measured, is_none
+from .arguments import check_leaves, check_state, given_loss, given_norm, known
+from .clip_metrics import ClipMetrics, Seen, initial, observe
+from .core import measured_norm
+from .leaves import as_arrays, donatable, is_measured, is_none, places
+from .measures import whole
 from .scope import AxisName, Scope
 from .thresholds import check_choice, check_number
 from .thresholds.base import check_whole_number
@@ -108,11 +112,20 @@ def _sum(update: Array, carry: Array) -> Array:
 
 
 class SkipNonfiniteState(NamedTuple):
-    """The state of `skip_nonfinite`: the inner one, and the run of skipped steps up to now."""
+    """The state of `skip_nonfinite`.
+
+    Attributes:
+      inner: that of the optimizer inside.
+      step: the number of updates so far.
+      consecutive: how many steps in a row were not finite up to now.
+      stopped: whether `on_limit="raise"` has stopped the training.
+      metrics: of the gradient, under the name of the wrapper.
+    """
 
     inner: optax.OptState
     step: Int[Array, ""]
     consecutive: Int[Array, ""]
+    stopped: Bool[Array, ""]
     metrics: dict[str, ClipMetrics]
 
 
@@ -120,24 +133,35 @@ def skip_nonfinite(
     inner: optax.GradientTransformation,
     *,
     max_consecutive: int | None = None,
+    on_limit: Literal["apply", "raise"] = "apply",
     axis_name: AxisName = None,
     name: str = "skip_nonfinite",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Skips a step whose gradient holds nan or infinity: zero updates, a frozen state.
+    r"""Skips a step whose gradient or loss holds nan or infinity: zero updates, a frozen state.
 
     A zero gradient would still move a parameter by momentum and weight decay, and let moments
     decay; a skipped step changes nothing.
 
     Args:
       inner: the whole optimizer, clip included.
-      max_consecutive: how many steps in a row may be skipped; the next is taken, nan and all, so
-        that the failure shows, as `optax.apply_if_finite` has it. None is any number.
+      max_consecutive: how many steps in a row may be skipped. None is any number.
+      on_limit: what becomes of the next. `"apply"` takes it, nan and all, so that the failure
+        shows, as `optax.apply_if_finite` has it. `"raise"` stops: that step and all after it are
+        skipped, and `stopped` in the state is true, for a loop on the host to read by
+        `optax.tree.get(opt_state, "stopped")`. Outside of `jit` it raises at once; within `jit` it
+        does so under `checkify.checkify`, and else cannot, as that would take a host callback.
       axis_name: the mapped axes that the leaves are spread over, as in `clip`: the devices along
         them skip a step together.
       name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
-      The transformation.
+      The transformation. Its `update` takes the loss as `value=` or `loss=`, and the norm of the
+      gradient as `grad_norm=` in place of a pass of its own.
+
+    Raises:
+      ValueError: `on_limit` is neither of the two, or `"raise"` without a limit; at an update, if
+        `value` or `grad_norm` is more than one number.
+      JaxRuntimeError: at an update outside of `jit`, after too many skipped steps.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -152,11 +176,18 @@ def skip_nonfinite(
     inner = optax.with_extra_args_support(inner)
     if max_consecutive is not None:
         check_whole_number("max_consecutive", max_consecutive, 0)
+    check_choice("on_limit", on_limit, "apply", "raise")
+    stops = on_limit == "raise"
+    if stops and max_consecutive is None:
+        raise ValueError(
+            '`on_limit` is "raise", but `max_consecutive` is None, and any number of steps may be '
+            "skipped. Give a number of steps."
+        )
 
     def init(params: optax.Params) -> SkipNonfiniteState:
-        zero = jnp.zeros((), jnp.int32)
+        zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         seen = {name: initial(_dtype(params))}
-        return donatable(SkipNonfiniteState(inner.init(params), zero, zero, seen))
+        return donatable(SkipNonfiniteState(inner.init(params), zero, zero, no, seen))
 
     def update(
         updates: optax.Updates,
@@ -165,16 +196,21 @@ def skip_nonfinite(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SkipNonfiniteState]:
         check_state(state, SkipNonfiniteState, "`skip_nonfinite`")
-        norm = global_norm(updates, axis_name=axis_name)
-        consecutive = jnp.where(jnp.isfinite(norm), 0, state.consecutive + 1)
-        skip = consecutive > 0
-        if max_consecutive is not None:
-            skip &= consecutive <= max_consecutive
+        extra_args = known(extra_args)
+        seen, _ = _seen(updates, extra_args, axis_name, state.metrics[name].norm.dtype)
         step = state.step + 1
-        seen = _observed(state.metrics[name], norm, jnp.asarray(jnp.inf), skip, step)
+        consecutive = jnp.where(seen.nonfinite, state.consecutive + 1, 0)
+        skip, stopped = consecutive > 0, state.stopped
+        if max_consecutive is not None:
+            beyond = consecutive > max_consecutive
+            stopped = stopped | (beyond & stops)
+            skip = (skip & ~beyond) | stopped
+        if stops:
+            _raise_if(stopped, f"More than {max_consecutive} steps in a row", step)
+        metrics = _observed(state.metrics[name], seen, skip, step)
         taken, inner_state = inner.update(updates, state.inner, params, **extra_args)
         return _unless(skip, taken), SkipNonfiniteState(
-            _frozen(skip, state.inner, inner_state), step, consecutive, {name: seen}
+            _frozen(skip, state.inner, inner_state), step, consecutive, stopped, {name: metrics}
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -220,7 +256,8 @@ def skip_on_spike(
       name: the key in `jaxclip.metrics`, where `clipped` is 1 of a skipped step.
 
     Returns:
-      The transformation. Its `update` takes the loss as `value=`; without it the norm decides.
+      The transformation. Its `update` takes the loss as `value=` or `loss=`, without which the norm
+      decides, and the norm of the gradient as `grad_norm=` in place of a pass of its own.
 
     Raises:
       ValueError: at an update, if `value` is more than one number.
@@ -257,21 +294,17 @@ def skip_on_spike(
     ) -> tuple[optax.Updates, SkipOnSpikeState]:
         check_state(state, SkipOnSpikeState, "`skip_on_spike`")
         dtype = state.norms.values.dtype
-        norm = global_norm(updates, axis_name=axis_name).astype(dtype)
-        norm_limit = limit(state.norms)
-        # Written so that nan is beyond every limit.
-        finite = jnp.isfinite(norm)
-        fits = norm <= norm_limit
-        loss = _scalar(extra_args.get("value"), dtype)
+        extra_args = known(extra_args)
+        seen, loss = _seen(updates, extra_args, axis_name, dtype)
+        seen = seen._replace(limit=limit(state.norms))
+        norm, finite = seen.norm, ~jnp.asarray(seen.nonfinite)
+        fits = finite & (norm <= seen.limit)
         if loss is not None:
-            loss = Scope(axis_name).everywhere(loss, "value")
-            finite &= jnp.isfinite(loss)
             fits &= loss <= limit(state.losses)
-        fits &= finite
         # A zero loss or norm says nothing about gradients: after zeros, every step is a spike.
         takes_in = fits & (norm > 0) if feed == "within_limit" else finite
         step = state.step + 1
-        seen = _observed(state.metrics[name], norm, norm_limit, ~fits, step)
+        metrics = _observed(state.metrics[name], seen, ~fits, step)
         taken, inner_state = inner.update(updates, state.inner, params, **extra_args)
         return _unless(~fits, taken), SkipOnSpikeState(
             _frozen(~fits, state.inner, inner_state),
@@ -280,7 +313,7 @@ def skip_on_spike(
             state.losses
             if loss is None
             else _frozen(~takes_in, state.losses, push(state.losses, loss)),
-            {name: seen},
+            {name: metrics},
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -294,23 +327,38 @@ def _beyond_usual(window: Window, sigma: float | Array) -> Array:
     return mean + jnp.asarray(sigma, mean.dtype) * jnp.maximum(deviation, rounding)
 
 
-def _scalar(loss: Any, dtype: jnp.dtype) -> Array | None:
-    if loss is None:
-        return None
-    loss = jnp.asarray(loss)
-    if loss.size != 1 or jnp.iscomplexobj(loss):
-        raise ValueError(
-            f"`value` is an array of shape {loss.shape} and dtype {loss.dtype}, but it is the loss "
-            "of the step: give one real number, such as the mean over the batch."
-        )
-    return loss.reshape(()).astype(dtype)
+def _raise_if(stopped: Array, what: str, step: Int[Array, ""]) -> None:
+    # Of the two checks of JAX one cannot be compiled without `checkify`, and one is silent there.
+    check = checkify.debug_check if isinstance(stopped, Tracer) else checkify.check
+    check(
+        ~stopped,
+        f"{what} were not finite, up to step {{step}}, and were skipped. Parameters and optimizer "
+        "are as they were before: look at the data and the learning rate, and go on with `stopped` "
+        "in the state set to False.",
+        step=step,
+    )
 
 
-def _observed(
-    before: ClipMetrics, norm: Array, limit: Array, skip: Array, step: Int[Array, ""]
-) -> ClipMetrics:
-    kept = jnp.where(skip, 0, norm)
-    return observe(before, [norm, kept, limit], skip.astype(jnp.float32), step)
+def _seen(
+    updates: optax.Updates, extra_args: Mapping[str, Any], axis_name: AxisName, dtype: jnp.dtype
+) -> tuple[Seen, Array | None]:
+    """The norms of the gradient and, unless `grad_norm=` is given, of its leaves; and the loss."""
+    given = given_norm(extra_args, dtype)
+    scope = Scope(axis_name, grad_norm=given, by_leaf=given is None)
+    norm, way = whole()(updates, scope)
+    assert way.leaves is not None  # of the whole tree
+    finite, loss = jnp.isfinite(norm), given_loss(extra_args, dtype)
+    if loss is not None:
+        loss = scope.everywhere(loss, "value")
+        finite = finite & jnp.isfinite(loss)
+    infinite, none = jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype)
+    seen = Seen(norm.astype(dtype), norm, infinite, none, way.leaves, places(way.measured))
+    return seen._replace(nonfinite=~finite), loss
+
+
+def _observed(before: ClipMetrics, seen: Seen, skip: Array, step: Int[Array, ""]) -> ClipMetrics:
+    kept = jnp.where(skip, 0, seen.norm)
+    return observe(before, seen._replace(clipped_norm=kept, clipped=skip.astype(kept.dtype)), step)
 
 
 def _unless(skip: Array, updates: optax.Updates) -> optax.Updates:

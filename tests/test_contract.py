@@ -206,7 +206,7 @@ def test_contract_metrics_are_true_scalars(case):
     found = jaxclip.metrics(state)
     assert found
     for metrics in found.values():
-        assert all(x.shape == () for x in metrics)
+        assert all(x.shape == () for x in jax.tree.leaves(metrics))
         assert 0 <= float(metrics.clipped) <= 1
         assert float(metrics.clip_rate) in (0.0, 1.0)
         assert float(metrics.clipped_norm) <= float(metrics.norm) * (1 + 1e-6)
@@ -256,6 +256,26 @@ def mapped(update, state, check_vma: bool = True):
         out_specs=(SPECS, state_specs),
         check_vma=check_vma,
     )
+
+
+@METHOD
+def test_contract_metrics_by_name(case):
+    """With `detail="blocks"` every leaf, or block, has its norm, in a state that is as final."""
+    tx, gradient = case.make(detail="blocks"), tree(size=10.0)
+    state = tx.init(PARAMS)
+    _, after = jax.jit(tx.update)(gradient, state, PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    assert same_bits(optax.tree.map_params(tx, lambda x: x, after), after)
+    [metrics] = jaxclip.metrics(after).values()
+    logged = jaxclip.log(after)
+    leaves = ["matrix", "vector"] if case.blocks == "group" else jaxclip.names(PARAMS)
+    by_name = {k: [v for n, v in logged.items() if n.startswith(f"clip/norm/{k}")] for k in leaves}
+    largest = max(by_name, key=lambda name: np.mean(np.square(by_name[name])))
+    assert leaves[metrics.largest] == largest
+    if case.blocks in ("whole", "leaf", "entry", "rms", "unit", "group"):
+        norms = {"whole": "leaf", "entry": "rms"}.get(case.blocks, case.blocks)
+        every = [value for values in by_name.values() for value in values]
+        np.testing.assert_allclose(every, true_norms(norms, gradient), rtol=1e-6)
 
 
 @METHOD

@@ -1,5 +1,6 @@
 """Norms: against float64 over the whole range, in every dtype, and over devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxclip
-from jaxclip import measures, norms
+from jaxclip import devices, measures, norms
 from jaxclip.scope import Scope
 
 NORMS = {"l1": norms.l1, "l2": norms.l2, "linf": norms.linf, "l3": norms.lp(3), "rms": norms.rms}
@@ -302,3 +303,60 @@ def test_norms_of_sharded_arrays_cost_one_scalar_all_reduce():
     assert "all-gather" not in always
     [reduce] = [line for line in always.splitlines() if " all-reduce(" in line]
     assert reduce.split(" = ")[1].startswith("(f32[], f32[]) all-reduce(")
+
+
+ALONE = [
+    [1.0, 2.0, -3.0],
+    [1e25, 1.0, 0.0],
+    [1e-25, 1e-30, 0.0],
+    [3e38, 1e30, 1e20],
+    [0.0, 0.0, 0.0],
+    [np.inf, 1e30, 1.0],
+    [1e30, np.nan, np.inf],
+]
+
+
+@pytest.mark.parametrize("sizes", ALONE)
+def test_norms_of_the_arrays_of_a_block(sizes):
+    """Each as if it were alone, or lost beside one that is a billion times larger."""
+    dtypes = (jnp.bfloat16, jnp.float32, jnp.float32)
+    shapes = ((2,), (4,), (4,))
+    block = [
+        jnp.full(shape, x / 2, dtype) for x, shape, dtype in zip(sizes, shapes, dtypes, strict=True)
+    ]
+
+    @jax.jit
+    def by_array(block):
+        return {
+            name: dataclasses.replace(norm, by_array=True)([block], [()])[0]
+            for name, norm in NORMS.items()
+        }
+
+    most = max(abs(x) for x in sizes if np.isfinite(x))
+    batch = jax.vmap(by_array)([jnp.stack([x, jnp.ones_like(x)]) for x in block])
+    for name, (whole, alone) in by_array(block).items():
+        together = NORMS[name]([block], [()])[0]
+        np.testing.assert_allclose(whole, together, rtol=1e-6)
+        for got in (alone, batch[name][1][0]):
+            for value, x in zip(got, block, strict=True):
+                x = np.asarray(x, np.float64).ravel()
+                true = _true(name, x) if np.isfinite(x).all() else np.max(np.abs(x))
+                np.testing.assert_allclose(value, true, rtol=1e-6, atol=1e-9 * most)
+
+
+def test_norms_of_the_arrays_of_a_block_across_devices():
+    x, r = jnp.arange(1.0, 17.0).reshape(4, 4), jnp.array([30.0])
+    norm = dataclasses.replace(norms.l2, by_array=True)
+
+    def on_each(x, r):
+        spread = [("data", "model"), (), ("data", "model")]
+        return norm([[x[0], r, x]], [()], devices.across([spread]))[0]
+
+    mapped = jax.shard_map(on_each, mesh=_mesh(), in_specs=(P("data", "model"), P()), out_specs=P())
+    for size in (1.0, 1e25, 1e-25):
+        whole, alone = jax.jit(mapped)(size * x, size * r)
+        each = np.array([np.linalg.norm(x[::2]), 30, np.linalg.norm(x)])
+        np.testing.assert_allclose(alone / size, each, rtol=1e-6)
+        np.testing.assert_allclose(whole / size, np.linalg.norm(each), rtol=1e-6)
+    slope = jax.grad(lambda x: norm([[x, r]], [()])[0][1][0])
+    np.testing.assert_allclose(slope(x), x / np.linalg.norm(x), rtol=1e-6)

@@ -1,6 +1,7 @@
 """What a clip is told about the leaves: mapped axes, by name, by `PartitionSpec`, by tree."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +94,12 @@ def test_scope_of_what_is_replicated_counts_it_once_where_it_is_tracked():
     close(out, clip(jaxclip.clip_by_global_norm(0.5), tree))
 
 
-def test_scope_one_collective_of_scalars_for_all_kinds_of_sharding():
-    """Beside the branch that only extreme gradients take; of a vector for the norms of leaves."""
+def test_scope_one_collective_for_all_kinds_of_sharding():
+    """Beside the branch that only extreme gradients take, and of no more than a number a leaf."""
     tree = [KERNEL, KERNEL[0], KERNEL[:, 0], KERNEL[1]]
     specs = [P("data", "model"), P("model"), P(), P("data")]
-    cases = {jaxclip.clip_by_global_norm: "f32[]", jaxclip.clip_by_leaf_norm: "f32[3]"}
+    # The metrics tell which leaf was the largest.
+    cases = {jaxclip.clip_by_global_norm: "f32[4]", jaxclip.clip_by_leaf_norm: "f32[3]"}
     for make, shape in cases.items():
         tx = make(0.5, axis_name=specs)
         run = over(functools.partial(clip, tx), specs, out=(specs, P()))
@@ -107,6 +109,8 @@ def test_scope_one_collective_of_scalars_for_all_kinds_of_sharding():
         assert reduce.split(" = ")[1].startswith(f"{shape}"), reduce
         for other in ("all-gather", "all-to-all", "collective-permute"):
             assert other not in text
+    alone = over(lambda tree: jaxclip.global_norm(tree, axis_name=specs), specs, out=P())
+    assert re.search(r"= f32\[\] all-reduce\(", alone.lower(tree).compile().as_text())
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

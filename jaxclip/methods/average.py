@@ -44,7 +44,7 @@ def zclip(
       feed: what enters the moments: the `"clipped"` norm, as the authors have it, which never
         follows a lasting change of level; the `"raw"` norm, which does; or, with `"within_limit"`,
         only norms that are no outliers (their `skip_update_on_spike`).
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state holds two numbers and a counter.
@@ -91,7 +91,7 @@ def adagc(
         takes in $\|g_l\|$ then, which follows within a few half-lives.
       axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
         `(path, leaf)`: one block for every index along them. `()` is one for every array.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter for every array. Its `update` takes
@@ -164,7 +164,7 @@ def clip_by_norm_ratio(
         change of level faster.
       axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
         `(path, leaf)`: one block for every index along them. `()` is one for every array.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter for every array.
@@ -200,7 +200,7 @@ def spam_clip(
       warmup: the first step that has a limit.
       feed: what enters $v$: the `"clipped"` entries, as the authors have it, or the `"raw"` ones,
         which follow a lasting change of level.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state is as large as the parameters.
@@ -235,7 +235,7 @@ def limit_norm_growth(
         the `"raw"` one: after a gradient of zero, the first needs thousands of steps to come back.
       axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
         `(path, leaf)`: one block for every index along them. `()` is one for every array.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter for every array.
@@ -271,7 +271,7 @@ def drop_spikes(
       feed: what enters $\gamma$ of a spike: at most the limit, with `"clipped"`, so that a lasting
         change of level is accepted in time; all of it, with `"raw"`; nothing, with
         `"within_limit"`.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number and a counter.

@@ -22,7 +22,7 @@ def u_clip(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state is as large as the parameters.

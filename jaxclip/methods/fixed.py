@@ -26,7 +26,7 @@ def clip_by_global_norm(
       limit: $\tau$.
       ord: $p$, from 1 to `math.inf`.
       eps: $\epsilon$; `1e-6` is what PyTorch has.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.
@@ -63,7 +63,7 @@ def clip_by_leaf_norm(
       ord: $p$, from 1 to `math.inf`.
       axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
         `(path, leaf)`: one block for every index along them. `()` is one for every array.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.
@@ -98,7 +98,7 @@ def clip_by_group_norm(
         function from the parameters to one.
       limits: $\tau_k$ for every label $k$; None means unlimited.
       ord: $p$, from 1 to `math.inf`.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.
@@ -140,7 +140,7 @@ def clip_by_unit_norm(
         `(path, leaf)`; of a vector, `-1` makes every entry a unit. None is the last axis, and
         vectors are one unit.
       ord: $p$, from 1 to `math.inf`.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.
@@ -168,7 +168,7 @@ def clip_by_block_rms(
       limit: $\tau$.
       axes: the axes that are kept, such as `0` where `scan` stacked the layers, or a function of
         `(path, leaf)`: one block for every index along them. `()` is one for every array.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.
@@ -196,7 +196,7 @@ def normalize_by_global_norm(
 
     Args:
       norm: $\tau$. A gradient that is zero stays zero.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.
@@ -224,7 +224,7 @@ def smooth_clip_by_global_norm(
 
     Args:
       limit: $\tau$.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.

@@ -23,7 +23,7 @@ def autoclip(
       percentile: $p$, from 0 to 100. About 100 - $p$ percent of the steps are clipped.
       window: how many of the last norms count; the authors count all. The state holds twice as many
         numbers. `clip_by_quantile` tracks a quantile with a single one.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation.
@@ -56,7 +56,7 @@ def clip_by_history(
       sigma: $k$.
       window: how many of the norms before this one, unclipped, $\mu$ and $\sigma$ are taken of.
         There is no limit before there are half as many.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state holds as many numbers as the window.
@@ -88,7 +88,7 @@ def clip_by_quantile(
       quantile: $q$, from 0 to 1, the share of the steps that are to pass unclipped.
       rate: $\eta$.
       initial: $C > 0$.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its state holds a number, where that of `autoclip` holds a window.

@@ -37,7 +37,7 @@ def adaptive_grad_clip(
         convolutional kernels, of rank 3 as of any other; scalars and vectors, also those with
         further axes of length 1 such as a kernel `[1, n]`, are one unit, as for the authors. They
         leave the last layer unclipped: `apply_mask=lambda path: "head" not in path`.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation; its `update` needs `params`.
@@ -83,7 +83,7 @@ def clippy(
     Args:
       relative: $\lambda$.
       absolute: $\kappa$. A single weight that is zero holds its whole array back to about it.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation, to be chained after the learning rate; its `update` needs `params`. Its

@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .. import measures, shrinks
 from ..bits import largest_exponent, times_power_of_two
-from ..clip_metrics import total
+from ..clip_metrics import Seen, rms_by_array, total
 from ..core import (
     ClipOptions,
     ClipState,
@@ -25,8 +25,7 @@ from ..core import (
     scope_of,
 )
 from ..devices import across, devices
-from ..leaves import measurable, replace_measured
-from ..norms import rms
+from ..leaves import measurable, places, replace_measured
 from ..shrinks import Shrink
 from ..singular import (
     everywhere,
@@ -40,7 +39,7 @@ from ..singular import (
 from ..thresholds import LimitLike, check_choice
 from ..thresholds.tree import is_threshold, limit_tree
 from .named import named_method
-from .value import mean_limit
+from .value import by_name, mean_limit
 
 Matrix = Inexact[Array, "rows columns"]
 
@@ -86,7 +85,7 @@ def clip_singular_values(
         shorter axis once under `jax.set_mesh`, and without a mesh in context at every product.
       axes: the axes along which an array is a stack of matrices, such as `0` where `scan` stacked
         the layers, or a function of `(path, leaf)`.
-      **options: `shrink`, `nonfinite`, `axis_name`, the masks and `name`, as in `clip`.
+      **options: `shrink`, `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`.
 
     Returns:
       The transformation. Its metrics are of the singular values.
@@ -152,14 +151,23 @@ def _by_products(
         shares = [devices(names) for names in apart]
         numbers = [_count(x, k) * n for x, k, n in zip(arrays, kept, shares, strict=True)]
         # Of singular values the sum of squares is that of the entries.
-        entries = sum(x.size * n for x, n in zip(arrays, shares, strict=True))
-        change = math.sqrt(max(1, entries) / max(1, sum(numbers)))
+        entries = [x.size * n for x, n in zip(arrays, shares, strict=True)]
+        change = math.sqrt(max(1, sum(entries)) / max(1, sum(numbers)))
         over = across([apart, apart])
-        sizes = [size * change for size in rms([arrays, clipped], [(), ()], over)]
-        share = total(beyond, over[0]) / max(1, sum(numbers))
-        seen_limit = mean_limit(limits, numbers, before.norm.dtype)
+        (norm, leaves), (clipped_norm, _) = rms_by_array([arrays, clipped], [(), ()], over)
+        ratios = [math.sqrt(max(1, n) / max(1, k)) for n, k in zip(entries, numbers, strict=True)]
+        leaves = leaves * jnp.array(ratios, leaves.dtype)
+        seen = Seen(
+            norm * change,
+            clipped_norm * change,
+            mean_limit(limits, numbers, before.norm.dtype),
+            (total(beyond, over[0]) / max(1, sum(numbers))).astype(before.norm.dtype),
+            leaves,
+            places(own),
+            *by_name(structure, leaves, limits, options.get("detail", "summary")),
+        )
         return replace_measured(updates, structure.unflatten(clipped)), next_state(
-            state, name, state.thresholds, [*sizes, seen_limit], share.astype(before.norm.dtype)
+            state, name, state.thresholds, seen
         )
 
     init = clip(measures.singular_values(axes), limit, shrink, **options).init

@@ -12,11 +12,20 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..bits import exponent, magnitude, no_larger, normal_size, times_power_of_two
-from ..core import ClipState, NonfiniteOptions, check_update, clip, next_state, scope_of
+from ..clip_metrics import Seen, rms_by_array
+from ..core import (
+    ClipState,
+    Detail,
+    NonfiniteOptions,
+    check_update,
+    clip,
+    next_state,
+    scope_of,
+)
 from ..devices import Across, across, devices, over_devices
-from ..leaves import measurable, replace_measured
+from ..leaves import measurable, places, replace_measured
 from ..measures import per_entry
-from ..norms import by_largest, count, l2, ratio, rescued, rms, square, working_dtype
+from ..norms import by_largest, count, l2, ratio, rescued, square, working_dtype
 from ..reductions import lean_maximum, lean_sum, sum_and_number
 from ..shrinks import Nonfinite
 from ..thresholds import LimitLike
@@ -36,8 +45,8 @@ def clip_by_value(
 
     Args:
       limit: $\tau$; a tree of limits may tell the arrays apart, None meaning unlimited.
-      **options: `nonfinite`, `axis_name`, the masks and `name`, as in `clip`; a block is one entry,
-        and nothing but the metrics crosses devices.
+      **options: `nonfinite`, `axis_name`, the masks, `name` and `detail`, as in `clip`; a block is
+        one entry, and nothing but the metrics crosses devices.
 
     Returns:
       The transformation. Its metrics are root mean squares over the entries.
@@ -62,19 +71,28 @@ def clip_by_value(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ClipState]:
-        arrays, structure = jax.tree.flatten(measurable(scope.own(updates)))
+        own = scope.own(updates)
+        arrays, structure = jax.tree.flatten(measurable(own))
         before = check_update(updates, state, params, name)
         dtype = before.norm.dtype
         limits = thresholds.given(structure.unflatten(arrays), state.step, dtype)
         clamped = [_clamped(x, c, nonfinite)[0] for x, c in zip(arrays, limits, strict=True)]
-        apart = [scope.spread(leaf, alone=True).apart for leaf in scope.leaves(scope.own(updates))]
+        apart = [scope.spread(leaf, alone=True).apart for leaf in scope.leaves(own)]
         [over] = across([apart])
-        [norm] = rms([arrays], [()], [over])
+        [(norm, leaves)] = rms_by_array([arrays], [()], [over])
         clipped_norm, beyond = _after(arrays, limits, nonfinite, over, dtype)
         entries = [x.size * devices(names) for x, names in zip(arrays, apart, strict=True)]
-        limit = mean_limit(limits, entries, dtype)
+        seen = Seen(
+            norm,
+            clipped_norm,
+            mean_limit(limits, entries, dtype),
+            beyond,
+            leaves,
+            places(own),
+            *by_name(structure, leaves, limits, options.get("detail", "summary")),
+        )
         return replace_measured(updates, structure.unflatten(clamped)), next_state(
-            state, name, state.thresholds, [norm, clipped_norm, limit], beyond
+            state, name, state.thresholds, seen
         )
 
     return optax.GradientTransformationExtraArgs(by_factor.init, update)
@@ -127,6 +145,15 @@ def _after(
     choose = rescued(plain, jnp.sqrt, scaled, batches=not over.axes)
     [value], beyond = choose(lax.stop_gradient(sources))
     return value, beyond.astype(jnp.float32)
+
+
+def by_name(
+    structure: Any, leaves: Float[Array, " leaves"], limits: Sequence[Array], detail: Detail
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """The norms and limits of leaves that the metrics hold by name."""
+    if detail == "summary":
+        return (), ()
+    return structure.unflatten(list(leaves)), structure.unflatten(limits)
 
 
 def mean_limit(

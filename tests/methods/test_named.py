@@ -16,7 +16,17 @@ def test_named_lists_every_method_that_is_public():
 
 def test_named_signatures_spell_the_options_out():
     parameters = inspect.signature(jaxclip.clip_by_leaf_norm).parameters
-    assert list(parameters) == ["limit", "ord", "nonfinite", "name", "shrink"]
+    assert list(parameters) == [
+        "limit",
+        "ord",
+        "nonfinite",
+        "axis_name",
+        "measure_mask",
+        "apply_mask",
+        "name",
+        "detail",
+        "shrink",
+    ]
     assert str(parameters["ord"]).endswith("= 2")
     assert "= hard" in str(parameters["shrink"])
     with pytest.raises(TypeError, match="no argument `limits`"):
