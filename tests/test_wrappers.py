@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import checkify
 
 import jaxclip
 from tests.helpers import close, same_bits, tree
@@ -239,3 +240,24 @@ def test_wrappers_keep_the_carry_of_what_has_no_gradient_now():
     assert out["b"] is None
     np.testing.assert_array_equal(state.carry["b"], [2, 2])
     np.testing.assert_array_equal(state.carry["a"], [4, 4])
+
+
+def test_skip_nonfinite_can_stop():
+    """At once outside of `jit`, under `checkify` within it, and else by a flag in the state."""
+    tx = jaxclip.skip_nonfinite(optax.sgd(1.0), max_consecutive=1, on_limit="raise")
+    good, bad = jnp.ones(2), jnp.array([1.0, np.nan])
+    state = tx.init(good)
+    _, state = tx.update(bad, state)
+    with pytest.raises(Exception, match="More than 1 steps in a row"):
+        tx.update(bad, state)
+    checked = checkify.checkify(jax.jit(tx.update))
+    assert "More than 1 steps" in checked(bad, state)[0].get()
+    assert checked(good, state)[0].get() is None
+    _, state = jax.jit(tx.update)(bad, state)
+    assert optax.tree.get(state, "stopped")
+    out, state = jax.jit(tx.update)(good, state)
+    assert not np.any(out) and state.stopped
+    _, after = tx.update(good, tx.init(good), loss=np.nan)
+    assert after.consecutive == 1 and after.metrics["skip_nonfinite"].nonfinite == 1
+    with pytest.raises(ValueError, match="Give a number of steps"):
+        jaxclip.skip_nonfinite(optax.sgd(1.0), on_limit="raise")
