@@ -1,5 +1,6 @@
 """Devices within `shard_map` or `pmap`: which hold what, and one collective for many numbers."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -85,7 +86,7 @@ def over_devices(collective: Callable, axes: Names, arrays: Sequence[Array]) -> 
 def spread_out(x: Array, axes: Iterable[str]) -> Array:
     """The array, typed as one that may vary over the axes, where `shard_map` tracks that."""
     missing = tuple(name for name in axes if is_tracked(name) and name not in varying(x))
-    return lax.pcast(x, missing, to="varying") if missing else x
+    return _pvary(x, missing) if missing else x
 
 
 def on_mesh_of(arrays: Any, shapes: Any) -> Any:
@@ -116,4 +117,21 @@ def is_tracked(name: str) -> bool:
 
 def varying(x: Any) -> frozenset[str]:
     """The mapped axes over which an array is known to vary."""
-    return jax.typeof(x).manual_axis_type.varying
+    kind = jax.typeof(x)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+
+
+def struct(like: Any, shape: tuple[int, ...], **options: Any) -> jax.ShapeDtypeStruct:
+    """The type of an array of another shape, which varies as the array of a type does.
+
+    Args:
+      like: the type.
+      shape: the shape.
+      **options: as of `jax.ShapeDtypeStruct`.
+    """
+    name = "manual_axis_type" if hasattr(like, "manual_axis_type") else "vma"
+    return jax.ShapeDtypeStruct(shape, like.dtype, **{name: getattr(like, name)}, **options)
+
+
+# JAX 0.8 calls it so, and `manual_axis_type` above `vma`.
+_pvary = getattr(lax, "pvary", None) or functools.partial(lax.pcast, to="varying")

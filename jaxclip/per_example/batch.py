@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from ..devices import spread_out
 from . import checks, measure
 from .backward import Arrays, Backward, Grads, Kept
 from .checks import Blocks
-from .devices import at_least_at_once, axes_of, varying
+from .devices import at_least_at_once, axes_of
 from .forms import Form, Lanes, plans
 from .gram import Square
 from .products import accumulator
@@ -43,7 +44,7 @@ def run(
 
     def taps(loops: Sequence[int], aval: Any) -> Array:
         zeros = lax.full((*loops, size, *aval.shape), 0, aval.dtype)
-        return varying(zeros, axes_of(example))
+        return spread_out(zeros, axes_of(example))
 
     site_taps = {site.number: taps(site.loops, site.output) for site in program.sites}
     weight_taps = {
@@ -59,7 +60,7 @@ def run(
         return batched(program, weights, site_taps, weight_taps, example, zeros)
 
     values, back, (aux, acts) = jax.vjp(losses, site_taps, weight_taps, has_aux=True)
-    ones = varying(jnp.ones_like(values), axes_of(values))
+    ones = spread_out(jnp.ones_like(values), axes_of(values))
     # XLA may compute a narrow dtype in a wider one, and round in one of the places that read it
     # and not in another: the sum would be of other gradients than those that were measured.
     kept = lax.optimization_barrier(Kept(acts, *back(ones)))

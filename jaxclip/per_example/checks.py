@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..devices import struct
 from ..thresholds import check_number
 from .devices import axes_of, batch_axes, mesh_of, spec_of
 
@@ -266,9 +267,7 @@ def _struct(aval: Any, shape: tuple[int, ...], dropped: int) -> jax.ShapeDtypeSt
     if mesh is not None and not mesh.empty:
         spec = tuple(aval.sharding.spec)[dropped:]
         options["sharding"] = NamedSharding(mesh, PartitionSpec(*spec))
-    return jax.ShapeDtypeStruct(
-        shape, aval.dtype, manual_axis_type=aval.manual_axis_type, **options
-    )
+    return struct(aval, shape, **options)
 
 
 def _limit(limit: Any, name: str) -> Any:

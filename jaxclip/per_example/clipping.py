@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
+from ..devices import spread_out
 from . import checks
 from .batch import norms_of, run
 from .checks import Blocks
 from .decision import Info, Options, mask_and_count
-from .devices import axes_of, on_automatic_axes, sharding_of, spread, varying
+from .devices import axes_of, on_automatic_axes, sharding_of, spread
 from .forms import Form
 from .strategies import by_rules, by_vmap, in_microbatches
 
@@ -91,4 +92,4 @@ def _as_varying_as(params: PyTree, batch: Any) -> PyTree:
     # A parameter that is the same on all devices has a derivative that is summed over them, which
     # would add the examples of different devices up before they are clipped.
     axes = axes_of(batch)
-    return jax.tree.map(lambda p: varying(p, axes), params)
+    return jax.tree.map(lambda p: spread_out(p, axes), params)

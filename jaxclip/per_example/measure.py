@@ -11,10 +11,11 @@ from jax import lax
 from jaxtyping import Array
 
 from .. import norms
+from ..devices import spread_out
 from . import gram
 from .backward import Backward, Grads, Kept
 from .chunks import over_batch
-from .devices import axes_of, varying
+from .devices import axes_of
 from .forms import Plan, sides_of
 from .products import EXACT, accumulator, wide
 from .products import total as sum_of_all
@@ -177,7 +178,7 @@ def _scales(backward: Backward) -> list[Array | None]:
             scales.append(None)
             continue
         ones = {
-            slot: varying(jnp.ones_like(arrays.weights[slot]), axes_of(arrays.weights[slot]))
+            slot: spread_out(jnp.ones_like(arrays.weights[slot]), axes_of(arrays.weights[slot]))
             for slot in plan.weights
         }
         back = way_back(program, plan.parameters, plan.weights, arrays.parameters)(ones)

@@ -35,6 +35,7 @@ from .views import inexact, sliced_by_loop, view_of, whole
 # Where they enlarge a weight that no rule takes, it is the small weight that is lifted.
 _ENLARGING = frozenset({"broadcast_in_dim", "reshape", "convert_element_type", "squeeze"})
 _REPEATING = frozenset({"broadcast_in_dim", "reshape", "convert_element_type"})
+_REMAT = "remat2"  # JAX 0.8 does not export the primitive
 _INLINED = {primitives.jit_p: "jaxpr", primitives.closed_call_p: "call_jaxpr"}
 
 
@@ -132,7 +133,7 @@ class _Tracer:
             return self.inline(scope, closed_of(eqn.params[_INLINED[eqn.primitive]]), inputs)
         if Kind.EXAMPLE not in kinds:
             return self.outer(scope, eqn, inputs)
-        if reads_params and eqn.primitive is primitives.remat_p:
+        if reads_params and eqn.primitive.name == _REMAT:
             return self.remat(scope, eqn, inputs)
         if reads_params and eqn.primitive is primitives.scan_p:
             return self.scan(scope, eqn, inputs)
