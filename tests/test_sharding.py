@@ -5,7 +5,8 @@ states that they return without being compiled again, and write over what is don
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -149,12 +150,19 @@ def test_sharding_mixed(name):
     check(name, "mixed", AxisType.Auto)
 
 
+KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+
+
+def in_turn(names: Iterable[str], *choices: Iterable) -> list[tuple]:
+    """The names, each with one of the combinations: all of them take hours to compile."""
+    return list(zip(names, itertools.cycle(itertools.product(*choices)), strict=False))
+
+
 @pytest.mark.wide
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", EVERY)
-def test_sharding_every_layout(name, layout, kind):
-    check(name, layout, kind)
+@pytest.mark.parametrize(("name", "place"), in_turn(EVERY, LAYOUTS, KINDS))
+def test_sharding_every_layout(name, place):
+    layout, kind = place
+    check(name, layout, KINDS[kind])
 
 
 @pytest.mark.parametrize("name", ["clip_by_value", "clip_weights"])

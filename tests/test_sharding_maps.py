@@ -19,33 +19,29 @@ from tests.test_sharding import (
     PARAMS,
     SPECTRAL,
     STEPS,
+    in_turn,
     mesh,
     same,
     state_layout,
 )
 
 DAILY = ("clip_by_global_norm", "clip_by_unit_norm", "zclip", "skip_nonfinite")
-
-
-def spread_over(name: str) -> list[str]:
-    """The layouts that a method can have: a decomposition is of whole matrices."""
-    return ["replicated"] if name in SPECTRAL else list(LAYOUTS)
-
-
-def marks(name: str, layout: str) -> list:
-    return [] if name in DAILY and layout == "mixed" else [pytest.mark.wide]
-
-
+WHOLE = [name for name in EVERY if name in SPECTRAL]  # a decomposition is of whole matrices
 PLACES = [
-    pytest.param(name, layout, check, marks=marks(name, layout))
-    for name in EVERY
-    for layout in spread_over(name)
-    for check in (True, False)
+    *[(name, ("mixed", check)) for name in DAILY for check in (True, False)],
+    *[
+        pytest.param(*place, marks=pytest.mark.wide)
+        for place in [
+            *in_turn([name for name in EVERY if name not in WHOLE], LAYOUTS, (True, False)),
+            *in_turn(WHOLE, ["replicated"], (True, False)),
+        ]
+    ],
 ]
 
 
-@pytest.mark.parametrize(("name", "layout", "check_vma"), PLACES)
-def test_sharding_maps_of_shards(name, layout, check_vma):
+@pytest.mark.parametrize(("name", "place"), PLACES)
+def test_sharding_maps_of_shards(name, place):
+    layout, check_vma = place
     specs = LAYOUTS[layout]
     tx = EVERY[name](axis_name=specs)
     state = tx.init(PARAMS)
@@ -77,12 +73,16 @@ def together(x: np.ndarray, spec: P) -> np.ndarray:
     return np.asarray(x[0])
 
 
-@pytest.mark.parametrize("spread", [True, False], ids=["shards", "copies"])
 @pytest.mark.parametrize(
-    "name",
-    [name if name in DAILY[:1] else pytest.param(name, marks=pytest.mark.wide) for name in EVERY],
+    ("name", "place"),
+    [
+        *[(name, (spread,)) for name in DAILY[:1] for spread in (True, False)],
+        *[pytest.param(*one, marks=pytest.mark.wide) for one in in_turn(EVERY, (True, False))],
+    ],
 )
-def test_sharding_maps_of_pmap(name, spread):
+def test_sharding_maps_of_pmap(name, place):
+    """Shards, or copies."""
+    [spread] = place
     spread = spread and name not in SPECTRAL
     divisible = {key for key, x in PARAMS.items() if x.ndim and x.shape[0] % 8 == 0}
     specs = {key: P("i") if spread and key in divisible else P() for key in PARAMS}
