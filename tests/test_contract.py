@@ -367,7 +367,11 @@ def test_contract_stacked_layers_are_those_beside_each_other(case):
     for size in (1.0, 3.0):
         (out, state), (outs, states) = update(stacked(size), state, states)
         close(layers(out), outs)
-        close(jaxclip.metrics(state), jaxclip.metrics(states), rtol=2e-6)
+        # The leaf with the largest norm has another number in another tree.
+        seen, seen_apart = (
+            jaxclip.metrics(one)["clip"]._replace(largest=0) for one in (state, states)
+        )
+        close(seen, seen_apart, rtol=2e-6)
     memories = zip(jax.tree.leaves(state.thresholds), _by_field(states.thresholds), strict=True)
     for stack, each in memories:
         close(stack, jnp.stack(each))

@@ -19,6 +19,7 @@ def test_named_signatures_spell_the_options_out():
     assert list(parameters) == [
         "limit",
         "ord",
+        "axes",
         "nonfinite",
         "axis_name",
         "measure_mask",

@@ -82,7 +82,12 @@ ROWS = {
     "plain": (product(lambda p: p["w"]), SQUARES, 2.1, {"Gram"}),
     "divided": (product(lambda p: p["w"] / jnp.sqrt(3.0)), SQUARES, 3, {"Gram"}),
     "times a number": (product(lambda p: -2.0 * p["w"].T), SQUARES, 3, {"Gram"}),
-    "masked": (product(lambda p: p["w"] * jnp.tri(len(p["w"]))), SQUARES, 3, {"matrices"}),
+    "masked": (
+        product(lambda p: p["w"] * jnp.tri(len(p["w"]), dtype=p["w"].dtype)),
+        SQUARES,
+        3,
+        {"matrices"},
+    ),
     "straight through": (product(straight_through), SQUARES, 3, {"Gram"}),
     "named": (product(lambda p: checkpoint_name(p["w"], "w")), SQUARES, 3, {"Gram"}),
     "barrier": (product(lambda p: lax.optimization_barrier(p["w"])), SQUARES, 3, {"Gram"}),
