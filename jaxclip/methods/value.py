@@ -110,7 +110,6 @@ def _after(
     The entries are read and clamped once more, since to keep what was clamped takes longer.
     """
     shares = [x.size * (devices(over.axes) // n) for x, n in zip(arrays, over.copies, strict=True)]
-    entries = jnp.maximum(count(sum(shares), dtype), 1)
 
     def read(x: Array, limit: Array) -> tuple[Array, Array]:
         x, limit = lax.optimization_barrier((x, limit))
@@ -120,7 +119,8 @@ def _after(
     def mean(sums: list[Array]) -> Array:
         own = [s.astype(dtype) / n for s, n in zip(sums, over.copies, strict=True)]
         [total] = over_devices(lax.psum, over.axes, [sum(own, start=jnp.zeros((), dtype))])
-        return total / entries
+        # Counted here, since `custom_vmap` in `rescued` takes no arrays from outside.
+        return total / jnp.maximum(count(sum(shares), dtype), 1)
 
     def plain(sources: list[tuple[Array, Array]]) -> tuple[list[Array], Array]:
         sums = [sum_and_number(square(x), beyond) for x, beyond in itertools.starmap(read, sources)]

@@ -154,3 +154,18 @@ def test_value_has_the_metrics_of_float64(monkeypatch, devices):
     bad["a"][3, 4], bad["b"][5] = np.nan, np.inf
     check(bad, 0.5, 2)
     check(jax.tree.map(np.zeros_like, bad), 0.5, 2)
+
+
+def test_value_trains_side_by_side():
+    """A `vmap` of trains that `scan` runs, as sweeps have it, clips as each train alone."""
+    gradients = jnp.linspace(-2.0, 2.0, 12).reshape(3, 4)
+
+    def train(limit):
+        tx = jaxclip.clip_by_value(limit)
+        init = tx.init(gradients[0])
+        return jax.lax.scan(lambda state, g: tx.update(g, state)[::-1], init, gradients)[1]
+
+    limits = jnp.array([0.5, 1.0, jnp.inf])
+    together = jax.jit(jax.vmap(train))(limits)
+    expected = [np.clip(np.asarray(gradients), -limit, limit) for limit in np.asarray(limits)]
+    np.testing.assert_array_equal(together, expected)
