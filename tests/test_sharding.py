@@ -66,12 +66,13 @@ def alone(name: str) -> tuple[list, Any]:
 
 def same(name: str, outs: list, state: Any) -> None:
     """Asserts that updates and states are those of one device."""
+    # Decompositions, and deviations, which are small differences of large norms, lose digits.
+    rtol = 4e-6 if name in (*SPECTRAL, "zclip") else 1e-6
     for found, wanted in zip(
         jax.tree.leaves((outs, state)), jax.tree.leaves(alone(name)), strict=True
     ):
         scale = np.max(np.abs(wanted), initial=0) if np.all(np.isfinite(wanted)) else 1
-        atol = 1e-6 * float(scale) * (4 if name in SPECTRAL else 1)
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=atol)
+        np.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol * float(scale))
 
 
 def state_layout(tx: Any, params: Any, layout: Any, whole: NamedSharding) -> Any:
