@@ -14,7 +14,11 @@ from tests.hlo import check_lowers_everywhere
 EVERY = {case.name: case.make for case in METHODS} | WRAPPERS
 
 
-@pytest.mark.parametrize("name", EVERY)
+DAILY = ("clip_by_global_norm", "clip_by_value", "clip_singular_values", "skip_nonfinite")
+NAMES = [name if name in DAILY else pytest.param(name, marks=pytest.mark.wide) for name in EVERY]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_platforms_init_and_update_lower(name):
     tx = EVERY[name]()
     params, gradient = tree(jnp.float32, jnp.bfloat16, seed=1), tree(jnp.float32, jnp.bfloat16)
@@ -28,7 +32,7 @@ def test_platforms_init_and_update_lower(name):
     assert all(bool(routines) == decomposes for routines in called.values())
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", NAMES)
 def test_platforms_nothing_larger_than_a_number_is_float64_where_it_is_enabled(name):
     """TPUs emulate float64, if at all; only the constants of Python are of it."""
     with jax.enable_x64(True):

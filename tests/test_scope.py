@@ -307,10 +307,15 @@ def test_scope_agc_leaves_the_last_layer_alone_by_one_argument():
     "method",
     [
         functools.partial(jaxclip.clip_by_leaf_norm, 0.5),
-        functools.partial(jaxclip.clip_by_norm_ratio, 0.5),
-        functools.partial(jaxclip.adagc, warmup=1),
-        functools.partial(jaxclip.clip_singular_values, 0.5),
-        functools.partial(jaxclip.clip_singular_values, 0.5, method="newton_schulz"),
+        *[
+            pytest.param(method, marks=pytest.mark.wide)
+            for method in (
+                functools.partial(jaxclip.clip_by_norm_ratio, 0.5),
+                functools.partial(jaxclip.adagc, warmup=1),
+                functools.partial(jaxclip.clip_singular_values, 0.5),
+                functools.partial(jaxclip.clip_singular_values, 0.5, method="newton_schulz"),
+            )
+        ],
     ],
     ids=["leaf_norm", "norm_ratio", "adagc", "svd", "newton_schulz"],
 )

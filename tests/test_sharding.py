@@ -146,7 +146,17 @@ def check(name: str, layout: str, kind: AxisType) -> None:
 LONG = ("newton_schulz",)  # to compile; it has tests of its own below
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in LONG])
+DAILY = ("clip_by_global_norm", "clip_by_unit_norm", "clip_by_value", "zclip", "skip_nonfinite")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in DAILY else pytest.param(name, marks=pytest.mark.wide)
+        for name in EVERY
+        if name not in LONG
+    ],
+)
 def test_sharding_mixed(name):
     check(name, "mixed", AxisType.Auto)
 

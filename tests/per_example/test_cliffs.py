@@ -143,7 +143,7 @@ def test_memory_over_that_of_an_ordinary_gradient(name, monkeypatch):
     assert table.fallbacks == ()
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ROWS)
 def test_it_is_the_definition(name):
     loss, kinds, _, _ = ROWS[name]

@@ -41,7 +41,13 @@ def long_constant_in_a_scan(params, x):
 
 
 @pytest.mark.parametrize(
-    "loss", [many_penalties, long_chain, long_reshaping, long_constant_in_a_scan]
+    "loss",
+    [
+        pytest.param(many_penalties, marks=pytest.mark.wide),
+        long_chain,
+        long_reshaping,
+        long_constant_in_a_scan,
+    ],
 )
 def test_a_long_program(loss):
     params = {

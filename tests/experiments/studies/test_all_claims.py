@@ -8,7 +8,7 @@ from tests.experiments.line import LINE, Line
 from tests.experiments.studies.test_compare import STUDY
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_all_claims_end_in_one_page_and_go_on_where_they_stopped(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(catalog, "find", lambda name: STUDY)
     monkeypatch.setattr(compare, "keep_compilations", lambda: None)
