@@ -50,7 +50,8 @@ def test_a_training_raises_the_bound_and_shows_the_digits(tiny):
         state, history = epoch(config, numbers, tiny, state)
         scores.append(float(history.score))
     assert scores[-1] > scores[0] > -7.84 * np.log(2)
-    assert scores[-1] == TASK.score(state.params, tiny.test), "the noise is the same every time"
+    # The noise is the same every time; what is left is rounding, within `jit` and without.
+    np.testing.assert_allclose(TASK.score(state.params, tiny.test), scores[-1], rtol=1e-5)
     samples = TASK.samples(state.params, jax.random.key(0), 7)
     again = TASK.reconstructions(state.params, tiny.test.images[:5])
     assert (samples.shape, again.shape) == ((7, 28, 28), (5, 28, 28))
