@@ -36,7 +36,7 @@ class ClipMetrics(NamedTuple):
       nonfinite: the number of steps so far in which a block held nan or infinity, or its limit was
         nan; of the wrappers also those whose loss was not finite.
       largest: the index of the leaf with the largest norm, of its blocks' root mean square where it
-        has several; -1 before the first step, and where `grad_norm=` told the norm alone.
+        has several; -1 before the first step, and where `grad_norm=` gave the norm alone.
       first_nonfinite: the index of the first leaf that held nan or infinity, when a step last did
         after one that did not; -1 if none has.
       max_norm: the largest finite `norm` so far.

@@ -137,7 +137,7 @@ def clip(
     thresholds = limit_tree(threshold)
     scope = Scope(axis_name, measure_mask, apply_mask)
     shapes_only = within(measure, dataclasses.replace(scope, shapes_only=True, by_leaf=True))
-    told = within(measure, scope)
+    scoped = within(measure, scope)
 
     def init(params: optax.Params) -> ClipState:
         def shapes(updates: optax.Updates) -> tuple[Norms, Any]:
@@ -168,7 +168,7 @@ def clip(
         norms, way = within(measure, now)(updates)
         norms = wide(norms)
         param_norms = (
-            wide(_param_norms(told, updates, params)) if thresholds.reads_params else norms
+            wide(_param_norms(scoped, updates, params)) if thresholds.reads_params else norms
         )
         limits, remembered = thresholds.update(
             norms, state.thresholds, param_norms, state.step, extra_args

@@ -66,7 +66,7 @@ class FullRange:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scoped:
-    """A measure that can be told about the leaves, and not only be given them.
+    """A measure that takes the scope of a clip beside the leaves.
 
     So are all measures of this module, to which `clip` hands its own options.
 
@@ -102,7 +102,7 @@ def by_leaf(measure: Callable[[optax.Updates, Scope], tuple[Norms, FullRange]]) 
 
 
 def within(measure: Measure, scope: Scope) -> Measure:
-    """The measure, told the scope."""
+    """The measure with a scope."""
     if isinstance(measure, Scoped):
         return functools.partial(measure, scope=scope)
     options = {name: getattr(scope, name) for name in ("axis_name", "measure_mask", "apply_mask")}

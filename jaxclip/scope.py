@@ -1,4 +1,4 @@
-"""What a clip is told about the leaves of a tree: which of them count, and where they lie."""
+"""The scope of a clip: which leaves of a tree it measures and scales, and where they lie."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scope:
-    """What a clip is told about the leaves.
+    """Which leaves a clip measures and scales, and the devices that they are spread over.
 
     Attributes:
       axis_name: the mapped axes that leaves are spread over, a tree that is a prefix of theirs.

@@ -20,7 +20,8 @@ class Study:
         arms: its arms, of the quick form or the full one.
         measures: what it measures of a training besides the score, by name: functions of the
             `History` of one training.
-        lead: the name of the baseline of the comparison that the question asks for, told first.
+        lead: the name of the baseline of the comparison that the question asks for, which the
+            page gives first.
         answer: the first lines of its page; None: the effects in words.
         tables: its own tables, beside those that every page has.
         figures: its own figures, beside those that every page has.

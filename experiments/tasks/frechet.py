@@ -58,7 +58,7 @@ def distance(one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def noise_floor(pictures: jax.Array) -> jax.Array:
-    """Returns the distance f32[] of the two halves of real pictures: none can be told better."""
+    """Returns the distance f32[] of two halves of the real pictures: less cannot be seen."""
     half = len(pictures) // 2
     found = features(judge(), pictures)
     return distance(found[:half], found[half:])

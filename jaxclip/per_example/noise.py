@@ -45,8 +45,8 @@ def noise_scale(
     steps each, and divide then, as `scale` does.
 
     Args:
-      info: what `clipped_grad(loss, None)` told of the batch; with a tree of None for limits, the
-        result is one of each block.
+      info: the `Info` of the batch from `clipped_grad(loss, None)`; with a tree of None for limits,
+        the result is one of each block.
       gradient: $\bar g$, the mean that it returned.
       example_mask: that of the call.
 

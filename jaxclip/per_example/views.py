@@ -1,6 +1,6 @@
 """Weights that only rearrange parameters, and so have gradients of the same norm.
 
-Where the entries of a weight lie in a parameter is told by an array that is never read or written:
+An array that is never read or written records where the entries of a weight lie in a parameter:
 NumPy follows its addresses through transposes, slices and reshapes, and knows whether two of them
 overlap. It takes address space alone.
 """
