@@ -81,15 +81,23 @@ def join(processes: Processes = ALONE, platform: str | None = None) -> Iterator[
 def check(processes: Processes) -> None:
     """Raises `BadInput` where the options of several processes do not belong together."""
     coordinator, total, number = processes
+    if total < 1:
+        raise BadInput(f"--processes is {total}: give 1 or more")
     if coordinator in (None, AUTO) and (total, number) == (1, 0):
         return
-    if coordinator is None or not re.fullmatch(r".+:\d+", coordinator):
+    if coordinator is None or not is_address(coordinator):
         raise BadInput(
             f"--coordinator is {coordinator}: {total} processes need HOST:PORT of the first one, "
             f"such as localhost:12345"
         )
     if not 0 <= number < total:
         raise BadInput(f"--process is {number} of {total}: give a number from 0 to {total - 1}")
+
+
+def is_address(coordinator: str) -> bool:
+    """Returns whether a text is HOST:PORT."""
+    found = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    return found is not None and 0 < int(found[1]) < 2**16
 
 
 def initialize(processes: Processes) -> None:

@@ -81,6 +81,8 @@ def test_two_processes_sweep_together_and_do_only_what_is_missing(tmp_path):
         (Processes("localhost:12345", 2, 2), "--process is 2 of 2: give a number from 0 to 1"),
         (Processes(None, 2, 0), "--coordinator is None: 2 processes need HOST:PORT"),
         (Processes("localhost", 2, 0), "--coordinator is localhost: 2 processes need HOST:PORT"),
+        (Processes("localhost:70000", 1, 0), "--coordinator is localhost:70000: 1 processes need"),
+        (Processes(None, 0, 0), "--processes is 0: give 1 or more"),
         (Processes("auto", 2, 1), "--coordinator is auto: 2 processes need HOST:PORT"),
     ],
 )
