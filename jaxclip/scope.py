@@ -70,6 +70,14 @@ class Scope:
     grad_norm: Array | None = None
     by_leaf: bool = False
 
+    def __post_init__(self) -> None:
+        for names in jax.tree.leaves(self.axis_name, is_leaf=is_axis_name):
+            if not is_axis_name(names):
+                raise TypeError(
+                    f"`axis_name` holds {names!r}, which names no mapped axis. Give a name, a "
+                    "tuple of names, a `PartitionSpec`, or a tree of these."
+                )
+
     def or_else(self, axis_name: AxisName) -> "Scope":
         """This scope; where it names no axis, with those that a norm is across."""
         return (
@@ -210,9 +218,6 @@ class Scope:
             )
 
 
-NOTHING_SAID = Scope()
-
-
 def over_blocks(spread: Sequence[Sequence[Spread]]) -> list[Across]:
     """What the norms of blocks are measured across, given the arrays of each block."""
     apart = [union(one.apart for one in block) for block in spread]
@@ -295,3 +300,6 @@ def _is_mapped(name: str) -> bool:
 
 def _the(leaf: Leaf) -> str:
     return f"The leaf {keystr(leaf.path) or 'itself'}"
+
+
+NOTHING_SAID = Scope()

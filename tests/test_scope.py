@@ -333,3 +333,9 @@ def test_scope_stages_of_a_pipeline_and_experts_on_devices_of_their_own(method):
         out, own = run(factor * stack, own)
         expected, state = whole.update(factor * stack, state)
         close((out, own), (expected, state), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [3, {"w": 1.5}, [("d", 2)]])
+def test_scope_refuses_what_names_no_axis(names):
+    with pytest.raises(TypeError, match="names no mapped axis"):
+        jaxclip.clip_by_global_norm(1.0, axis_name=names)
