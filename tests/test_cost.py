@@ -64,7 +64,7 @@ def test_cost_of_every_method(monkeypatch, case):
     assert not any(word in text for word in ("all-reduce", "all-gather", "all-to-all"))
 
 
-@pytest.mark.slow  # XLA of JAX 0.12 keeps a copy of the gradient, and only quick tests run there
+@pytest.mark.slow  # XLA of JAX 0.12 sets a copy aside for the rare branch; quick tests run there
 def test_cost_of_a_global_clip_in_float32():
     compiled, size = training_step(jaxclip.clip_by_global_norm(1.0), jnp.float32)
     assert compiled.memory_analysis().temp_size_in_bytes < 0.01 * size

@@ -53,7 +53,7 @@ def temporary_share(name: str) -> float:
     return memory.temp_size_in_bytes / size
 
 
-@pytest.mark.slow  # XLA of JAX 0.12 keeps a float32 copy on CPU, and only quick tests run there
+@pytest.mark.slow  # XLA of JAX 0.12 sets a copy aside for the rare branch; quick tests run there
 @pytest.mark.parametrize(
     "name",
     [
